@@ -1,0 +1,79 @@
+# Everything runs from a fresh checkout: the first target that needs the environment makes it.
+PYTHON ?= python3
+STUDY ?= world
+SEEDS ?=
+DATA ?=
+PEER ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet
+STAMP := .venv/.stamp
+PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test test-slow test-gpu reproduce reproduce-ctr reproduce-retrieval bench-ctr clean
+
+help: ## This list
+	@printf 'make TARGET [NAME=value ...]\n\n'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-20s %s\n", $$1, $$2 }'
+	@printf '\n  STUDY=world          a file of experiments/ctr without its .yaml\n'
+	@printf '  DATA=path            the data set of a study on real data\n'
+	@printf '  SEEDS=3              how many seeds, instead of the number that the study names\n'
+	@printf '  PEER=path            a FuxiCTR checkout to compare the speed with\n'
+	@printf '  PYTHON=python3       the Python (3.11 or later) that .venv is made with\n'
+
+setup: $(STAMP) ## Make .venv; with an NVIDIA driver it takes the GPU libraries too
+
+# torch comes first and by itself, so that what is asked for afterwards cannot move it.
+# With an NVIDIA driver the GPU libraries follow, bound only by the versions named in GPU_PINS: what they share
+# with the rest (NumPy for one) may move to a version that they accept. faiss-cpu and faiss-gpu hold the same
+# Python package, so the former makes way and the latter is laid down anew.
+GPU_PINS := torch|lightning|transformers|faiss-gpu|vllm
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: Python 3.11 or later is needed; name one with PYTHON=' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PIP) 'torch==$(PIN)'
+	$(PIP) --editable '.[dev]' --constraint constraints.txt
+	@if nvidia-smi >/dev/null 2>&1; then \
+		set -ex; \
+		grep -E '^($(GPU_PINS))==' constraints.txt > .venv/gpu-constraints.txt; \
+		$(PIP) --editable '.[gpu]' --constraint .venv/gpu-constraints.txt; \
+		$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu; \
+		$(PIP) --force-reinstall --no-deps faiss-gpu --constraint .venv/gpu-constraints.txt; \
+	fi
+	@touch $@
+
+check: $(STAMP) ## Style, types, import contracts, YAML
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy packages experiments tests
+	$(BIN)/lint-imports
+	git ls-files -z '*.yaml' '*.yml' '.yamllint' | xargs -0 -r $(BIN)/yamllint --strict
+
+test: $(STAMP) ## The default tests, minutes
+	$(BIN)/pytest
+
+# Exit code 5: there was no such test.
+test-slow: $(STAMP) ## The slow tests
+	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+
+test-gpu: $(STAMP) ## The tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
+
+reproduce: reproduce-ctr ## All published tables that can be reproduced so far
+
+reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plots, results in runs/ctr-STUDY
+	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
+		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
+
+reproduce-retrieval: ## Retrieval with counterfactual hard negatives: not there yet
+	@echo 'error: reproduce-retrieval does not exist yet; only reproduce-ctr does' >&2; exit 2
+
+bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
+	$(BIN)/python experiments/bench_ctr.py $(if $(PEER),--peer '$(PEER)')
+
+clean: ## Remove .venv, caches and build artefacts; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf packages/*.egg-info
+	find packages experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

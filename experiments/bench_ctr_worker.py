@@ -1,0 +1,274 @@
+"""One side of the speed comparison, in a process of its own: this repository, or the peer.
+
+``bench_ctr.py`` starts it, the peer's side with the peer's own interpreter; so this file imports
+neither side before it is told which. A request is one JSON line on standard input, and every request
+is answered by one JSON line:
+
+``{"do": "open", "side": "house" | "peer", ...}``    build loader and model(s)
+``{"do": "measure", "seconds": s, "most": n, "train": true | false}``    batches until the time is up
+``{"do": "flops"}``    matrix arithmetic of one training step, per arm (house)
+``{"do": "rate", "size": n}``    operations per second of a float32 matrix product (house)
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Side(ABC):
+    """A loader and one model per arm, trained step by step. Subclasses set the attributes.
+
+    Attributes:
+        loader: Gives the batches of an epoch, loaded in this process.
+        parameters: Trainable parameters of each arm.
+    """
+
+    loader: Iterable[Any]
+    parameters: dict[str, int]
+    _batches: Iterator[Any] | None = None
+    _turn = 0
+
+    @abstractmethod
+    def step(self, arm: str, batch: Any) -> None:
+        """One training step: forward, loss, backward, clipping, optimiser."""
+
+    @abstractmethod
+    def rows(self, batch: Any) -> int:
+        """Rows of a batch."""
+
+    def batches(self) -> Iterator[Any]:
+        """Batches without end."""
+        while True:
+            yield from self.loader
+
+    def measure(self, seconds: float, most: int, train: bool) -> list[dict[str, Any]]:
+        """Time batches until ``seconds`` are over or there are ``most``; at least one.
+
+        Every arm takes a step on the same batch, the first one in turn.
+
+        Returns:
+            Per batch its rows, the seconds of its loading and of each arm's step.
+        """
+        if self._batches is None:
+            self._batches = self.batches()
+        done: list[dict[str, Any]] = []
+        begin = time.perf_counter()
+        while not done or (len(done) < most and time.perf_counter() - begin < seconds):
+            start = time.perf_counter()
+            batch = next(self._batches)
+            load = time.perf_counter() - start
+            self._turn += 1
+            arms = list(self.parameters)
+            steps: dict[str, float] = {}
+            for number in range(len(arms) if train else 0):
+                arm = arms[(number + self._turn) % len(arms)]
+                start = time.perf_counter()
+                self.step(arm, batch)
+                steps[arm] = time.perf_counter() - start
+            done.append({"rows": self.rows(batch), "load": load, "steps": steps})
+        return done
+
+
+class House(Side):
+    """This repository: the training step that Lightning would run, without Lightning around it."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        import torch
+
+        from lain.data import CTRData
+        from lain.length import LengthConfig
+        from lain.module import CTRModule, ModelConfig, OptimConfig
+
+        torch.set_num_threads(request["threads"])
+        config = ModelConfig(
+            backbone=request["backbone"], max_length=request["max_length"], **request["sizes"]
+        )
+        optim = OptimConfig(batch_size=request["batch_size"], embedding_l2=request["embedding_l2"])
+        data = CTRData(
+            Path(request["data"]), max_length=request["max_length"], batch_size=request["batch_size"]
+        )
+        self.loader, self.clip = data.train_dataloader(), request["clip"]
+        self.modules: dict[str, CTRModule] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.parameters = {}
+        for arm in request["arms"]:
+            torch.manual_seed(0)
+            module = CTRModule(config.build(data.store.features, LengthConfig(preset=arm)), optim).train()
+            self.modules[arm] = module
+            self.optimizers[arm] = module.configure_optimizers()
+            self.parameters[arm] = sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def rows(self, batch: Any) -> int:
+        """Rows of a batch."""
+        return len(batch)
+
+    def step(self, arm: str, batch: Any) -> None:
+        """One training step."""
+        from lain.optim import clip_gradients
+
+        module, optimizer = self.modules[arm], self.optimizers[arm]
+        optimizer.zero_grad()
+        loss = module.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        clip_gradients(module.parameters(), self.clip)
+        optimizer.step()
+        loss.item()
+
+    def flops(self) -> dict[str, Any]:
+        """Floating-point operations of the matrix products of one step, forward and backward.
+
+        PyTorch's counter knows the dense products. A sparse one needs two operations per stored entry
+        and column: its entries are the behaviours that there are, so nothing padded is counted.
+        """
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode, mm_flop
+
+        def product(a: Any, b: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+            if a.layout is torch.sparse_csr:
+                return 2 * int(a.values().numel()) * int(b.shape[-1])
+            return int(mm_flop(a.shape, b.shape))
+
+        def accumulated(_: Any, a: Any, b: Any, *rest: Any, **options: Any) -> int:
+            return product(a, b, *rest, **options)
+
+        def sampled(pattern: Any, a: Any, *_: Any, **__: Any) -> int:
+            return 2 * int(pattern.values().numel()) * int(a.shape[-1])
+
+        for count in (product, accumulated, sampled):
+            vars(count)["_get_raw"] = True  # the counter then hands over tensors, not their shapes
+        aten = torch.ops.aten
+        counts = {aten.mm: product, aten.addmm: accumulated, aten.sparse_sampled_addmm: sampled}
+        batch = next(self.batches())
+        found = {}
+        for arm in self.modules:
+            with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+                self.step(arm, batch)
+            found[arm] = counter.get_total_flops() / len(batch)
+        return {"flops_per_row": found, "behaviours_per_row": float(batch.count.float().mean())}
+
+    @staticmethod
+    def rate(size: int) -> float:
+        """Operations per second of the best of some float32 products of square matrices."""
+        import torch
+
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        best = float("inf")
+        for _ in range(12):
+            start = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - start)
+        return 2 * size**3 / best
+
+
+class Peer(Side):
+    """LongCTR from a FuxiCTR checkout, built through its own API in the order of its ``run_expid.py``."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        import numpy as np
+
+        # NumPy 2 dropped a name that the peer's imports need.
+        np.unicode_ = np.str_  # type: ignore[attr-defined]  # it is the point that it is not there
+        checkout, scratch = Path(request["checkout"]), Path(request["scratch"])
+        sys.path[:0] = [str(checkout), str(checkout / "model_zoo" / "LongCTR")]
+        import torch
+
+        torch.set_num_threads(request["threads"])
+        data, name = Path(request["data"]), request["backbone"].upper()
+        params: dict[str, Any] = {
+            "model": name,
+            "model_id": name,
+            "model_root": str(scratch / "checkpoints"),
+            "dataset_id": "bench",
+            "data_root": str(scratch),
+            "data_format": "parquet",
+            "rebuild_dataset": False,
+            "train_data": str(data / "train.parquet"),
+            "user_info": str(data / "user_info.parquet"),
+            "item_info": str(data / "item_info.parquet"),
+            "feature_cols": request["columns"],
+            "label_col": {"name": "is_click", "dtype": "float"},
+            "task": "binary_classification",
+            "loss": "binary_crossentropy",
+            "optimizer": "adam",
+            "metrics": ["AUC"],
+            "verbose": 0,
+            "gpu": -1,
+            "seed": 0,
+            "shuffle": True,
+            "num_workers": 0,
+            "batch_size": request["batch_size"],
+            "max_len": request["max_length"],
+            "embedding_regularizer": request["embedding_l2"],
+            **request["sizes"],
+        }
+        preprocess = importlib.import_module("fuxictr.preprocess")
+        processor = preprocess.FeatureProcessor(**params)
+        params["train_data"], *_ = preprocess.build_dataset(processor, **params)
+        folder = scratch / "bench"
+        features = importlib.import_module("fuxictr.features").FeatureMap("bench", str(folder))
+        features.load(str(folder / "feature_map.json"), params)
+        self.model: Any = getattr(importlib.import_module(f"{name}.{name}"), name)(features, **params)
+        params["data_loader"] = importlib.import_module("longctr_dataloader").LongCTRDataLoader
+        loaders = importlib.import_module("fuxictr.pytorch.dataloaders")
+        self.loader, _ = loaders.RankDataLoader(features, stage="train", **params).make_iterator()
+        self.model._max_gradient_norm, self.model._batch_index = request["clip"], 0
+        self.model.train()
+        self.parameters = {"peer": sum(p.numel() for p in self.model.parameters() if p.requires_grad)}
+
+    def rows(self, batch: Any) -> int:
+        """Rows of a batch."""
+        return len(batch[0]["seq_len"])
+
+    def step(self, arm: str, batch: Any) -> None:
+        """One training step, as in its ``train_epoch``."""
+        self.model.train_step(batch).item()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Unlike ru_maxrss this is not inherited from the process that started this one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes to the log
+    logging.disable(logging.WARNING)
+    side: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply: dict[str, Any]
+        match request["do"]:
+            case "open":
+                side = (House if request["side"] == "house" else Peer)(request)
+                reply = {"parameters": side.parameters}
+            case "measure":
+                batches = side.measure(request["seconds"], request["most"], request["train"])
+                reply = {"batches": batches, "peak_memory_bytes": peak_memory()}
+            case "flops":
+                reply = side.flops()
+            case _:
+                reply = {"rate": House.rate(request["size"])}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""CausalNeg: dense retrieval with hard negatives made by counterfactual perturbation."""

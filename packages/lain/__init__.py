@@ -1,0 +1,1 @@
+"""LAIN: a length-adaptive interest network for click-through prediction, on any backbone."""

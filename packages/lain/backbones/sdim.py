@@ -1,0 +1,101 @@
+"""SDIM: behaviours whose random hashes collide with the target's, summed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lain.attention import Start, TargetAttention, with_prompts
+from lain.backbones.base import Backbone, Interests, positive
+from lain.length import LengthState
+from lain.spans import Spans, span_sum
+
+
+class SDIM(Backbone):
+    """Sampling-based deep interest model.
+
+    A hash m is ``hash_bits`` signs of random projections. long = mean_m of the sum, scaled to unit
+    length, of the behaviours whose m-th hash equals the target's; short = attention over the last
+    ``short_length`` behaviours. Source: Cao et al., SDIM, CIKM 2022, eq. 9-12; the projections are
+    fixed. The long branch has no logits, so the length bends only its prompts, which are hashed like
+    any behaviour; a zero prompt adds nothing.
+
+    Args:
+        width: Width d of an item's vector.
+        short_length: Behaviours of the short branch, the latest ones.
+        hashes: Number of hashes.
+        hash_bits: Bits of each hash.
+        attention_dim: Width of queries, keys and values over all heads; 0 means ``width``.
+        heads: Attention heads.
+        attention_start: Start of the query and key projections, ``identity`` or ``xavier``.
+
+    Raises:
+        ValueError: A size is not positive.
+    """
+
+    name: ClassVar[str] = "sdim"
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        short_length: int = 50,
+        hashes: int = 8,
+        hash_bits: int = 3,
+        attention_dim: int = 0,
+        heads: int = 2,
+        attention_start: Start = "identity",
+    ) -> None:
+        super().__init__()
+        positive(width=width, short_length=short_length, hashes=hashes, hash_bits=hash_bits, heads=heads)
+        self.width, self.short_length, self.hashes, self.hash_bits = width, short_length, hashes, hash_bits
+        self.attention_dim = attention_dim or width
+        attention = partial(
+            TargetAttention,
+            width=width,
+            attention_dim=self.attention_dim,
+            heads=heads,
+            start=attention_start,
+        )
+        self.projection: Tensor
+        self.register_buffer("projection", torch.randn(width, hashes * hash_bits))
+        self.short = attention(branch="short")
+
+    @property
+    def branches(self) -> dict[str, int]:
+        """The short branch, and the long one, which compares hashes."""
+        return {"short": self.attention_dim, "long": 0}
+
+    @property
+    def interest_width(self) -> int:
+        """Short and long interest."""
+        return 2 * self.width
+
+    def signature(self, items: Float[Tensor, "rows width"]) -> Int[Tensor, "rows hashes"]:
+        """The hashes of items, each a number of ``hash_bits`` bits."""
+        bits = torch.unflatten(items.detach() @ self.projection > 0, 1, (self.hashes, -1))
+        worth = torch.bitwise_left_shift(1, torch.arange(self.hash_bits, device=items.device))
+        return (bits * worth).sum(-1)
+
+    def forward(
+        self,
+        target: Float[Tensor, "samples width"],
+        table: Float[Tensor, "rows width"],
+        spans: Spans,
+        length: LengthState,
+    ) -> Interests:
+        """Short interest beside the sums of colliding behaviours."""
+        short, record = self.short(target, table, spans.tail(self.short_length), length)
+        table, spans, _ = with_prompts(table, spans, length.prompts("long"))
+        of_item, of_target = self.signature(table), self.signature(target)
+        long = torch.zeros_like(target)
+        for m in range(self.hashes):
+            met = spans.select(of_item[:, m][spans.index] == of_target[:, m][spans.row])
+            weight = table.new_ones(len(met.index), 1)
+            total = span_sum(weight, table[:, None], met)[:, 0]
+            long = long + nn.functional.normalize(total, dim=1) / self.hashes
+        return Interests(torch.cat([short, long], 1), attention={"short": record})

@@ -1,0 +1,99 @@
+"""SIM: a soft search of its own, trained by its own loss, then attention over what it found."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lain.attention import Start, TargetAttention, start_projection
+from lain.backbones.base import Backbone, Interests, positive
+from lain.length import LengthState
+from lain.spans import Spans, span_dot, span_sum
+
+
+class SIM(Backbone):
+    """Search-based interest model with soft search.
+
+    Search: r_p = (W_a target) . (W_b item_p); the sum of all behaviours weighted by r goes to an
+    auxiliary head with a click loss of its own, which trains W_a and W_b; the ``top_k`` largest r
+    are read by target attention. short = attention over the last ``short_length`` behaviours.
+    Source: Pi et al., SIM, CIKM 2020 (soft search). Differs from it in having no time-interval
+    embeddings. Prompts join after the search.
+
+    Args:
+        width: Width d of an item's vector.
+        short_length: Behaviours of the short branch, the latest ones.
+        top_k: Behaviours that the search keeps.
+        attention_dim: Width of queries, keys and values over all heads; 0 means ``width``.
+        heads: Attention heads.
+        attention_start: Start of the query and key projections, ``identity`` or ``xavier``.
+
+    Raises:
+        ValueError: A size is not positive.
+    """
+
+    name: ClassVar[str] = "sim"
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        short_length: int = 50,
+        top_k: int = 50,
+        attention_dim: int = 0,
+        heads: int = 2,
+        attention_start: Start = "identity",
+    ) -> None:
+        super().__init__()
+        positive(width=width, short_length=short_length, top_k=top_k, heads=heads)
+        self.width, self.short_length, self.top_k = width, short_length, top_k
+        self.attention_dim = attention_dim or width
+        attention = partial(
+            TargetAttention,
+            width=width,
+            attention_dim=self.attention_dim,
+            heads=heads,
+            start=attention_start,
+        )
+        self.search_query = nn.Linear(width, self.attention_dim, bias=False)
+        self.search_key = nn.Linear(width, self.attention_dim, bias=False)
+        start_projection(self.search_query, attention_start)
+        start_projection(self.search_key, attention_start)
+        self.short = attention(branch="short")
+        self.long = attention(branch="long")
+
+    @property
+    def branches(self) -> dict[str, int]:
+        """The short branch, and the long one after its search."""
+        return {"short": self.attention_dim, "long": self.attention_dim}
+
+    @property
+    def interest_width(self) -> int:
+        """Short and long interest."""
+        return 2 * self.width
+
+    @property
+    def auxiliary_width(self) -> int:
+        """The search's own weighted sum."""
+        return self.width
+
+    def forward(
+        self,
+        target: Float[Tensor, "samples width"],
+        table: Float[Tensor, "rows width"],
+        spans: Spans,
+        length: LengthState,
+    ) -> Interests:
+        """Short interest beside searched long interest, and the search's weighted sum."""
+        score = span_dot(self.search_query(target)[:, None], self.search_key(table)[:, None], spans)
+        pooled = span_sum(score, table[:, None], spans)[:, 0]
+        found = spans.top(score[:, 0], self.top_k)
+        short, short_record = self.short(target, table, spans.tail(self.short_length), length)
+        long, long_record = self.long(target, table, found, length)
+        return Interests(
+            torch.cat([short, long], 1), pooled, attention={"short": short_record, "long": long_record}
+        )

@@ -1,0 +1,201 @@
+"""The ``lain`` command: make or prepare data, train, evaluate, predict, diagnose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from common.config import load as load_config
+from common.config import to_yaml
+from common.errors import ConfigError, HouseGroup
+from common.report import markdown_table
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group(cls=HouseGroup)
+def main() -> None:
+    r"""Click-through prediction for users whose histories are short and long at once.
+
+    \b
+    A first run, on the embedded world:
+      lain world data/world
+      lain train experiments/ctr/train.yaml data=data/world
+      lain evaluate runs/RUN
+    On your own impressions, described by a small YAML file:
+      lain prepare reczoo my-parquet-folder data/mine --schema mine.yaml
+    """
+
+
+@main.command()
+@click.argument("out", type=FOLDER)
+@click.option("--users", default=3000, show_default=True, help="Users; rows scale in proportion.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes, on every machine.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and write nothing.")
+def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
+    """Simulate users whose true click probability is known, and prepare them in OUT.
+
+    Interests drift, items differ in popularity and quality, some clicks are noise, and history lengths
+    are heavy-tailed: over half of the users have fewer than 100 behaviours but give a seventh of the
+    rows. Since the true probability is kept, evaluations also show the best possible figures.
+    """
+    from lain.world import WorldConfig, make_world
+
+    config = WorldConfig(seed=seed).for_users(users)
+    if dry_run:
+        click.echo(to_yaml(config), nl=False)
+        return
+    make_world(config, out)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("format", type=click.Choice(["reczoo", "kuairand", "movielens"]))
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=FOLDER)
+@click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (reczoo).")
+@click.option("--quiet", is_flag=True, help="No progress lines.")
+def prepare(format: str, source: Path, out: Path, schema: Path | None, quiet: bool) -> None:
+    r"""Turn a public or private data set in SOURCE into a prepared one in OUT.
+
+    \b
+    reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema that says
+               which columns are what (see the README for an example)
+    kuairand   val/test.parquet, user_sequences, item_features, user_features
+    movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
+
+    Everything streams: memory does not grow with the number of rows.
+    """
+    from lain.formats import prepare as prepare_format
+
+    prepare_format(format, source, out, schema=schema, progress=not quiet)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train the model that CONFIG describes; overrides change single keys (length.preset=lain).
+
+    Killed at any moment, the same command goes on where it stopped. The last line printed is the run
+    folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
+    predictions/test.parquet.
+    """
+    from lain.module import TrainConfig, open_data, run_hash, train_run
+
+    settings = load_config(TrainConfig, config, overrides)
+    if dry_run:
+        click.echo(to_yaml(settings), nl=False)
+        return
+    open_data(settings)
+    name = settings.name or "-".join(
+        [settings.model.backbone, settings.length.preset, run_hash(settings), f"seed{settings.seed}"]
+    )
+    run_dir = settings.out / name
+    train_run(settings, run_dir)
+    click.echo(run_dir)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--split", default="test", show_default=True, help="Split to evaluate on.")
+def evaluate(run: Path, split: str) -> None:
+    """Score a split with a trained RUN and print its metrics, whole and by history length.
+
+    Leaves predictions/SPLIT.parquet and metrics-SPLIT.json in the run folder. A metric that cannot be
+    computed (a bucket with one class only) is null, with its reason beside it.
+    """
+    from common.files import atomic_write
+    from lain.evaluate import predict as score
+    from lain.module import load_run
+
+    config, model, data = load_run(run)
+    predictions = score(model, data.eval_loader(split), data.store.split(split))
+    predictions.save(run / "predictions" / f"{split}.parquet")
+    found = predictions.metrics(config.buckets)
+    content = {"metrics": found.values, "reasons": found.reasons}
+    atomic_write(run / f"metrics-{split}.json", json.dumps(content, indent=1) + "\n")
+    rows = [
+        [name, "null" if value is None else f"{value:.5g}", found.reasons.get(name, "")]
+        for name, value in found.values.items()
+    ]
+    click.echo(markdown_table(["metric", "value", "why null"], rows))
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.argument("data", type=FOLDER)
+@click.option("--split", default="test", show_default=True, help="Split of DATA to score.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; predictions/ of RUN by default.")
+def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
+    """Score the rows of another prepared data set DATA with a trained RUN.
+
+    DATA must have the features RUN was trained on. The last line printed is the parquet file: columns
+    user, item, length, label, score.
+    """
+    from lain.data import CTRData
+    from lain.evaluate import predict as score
+    from lain.module import load_run
+
+    config, model, trained_on = load_run(run)
+    other = CTRData(
+        data,
+        max_length=config.model.max_length,
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.train.eval_batch_size,
+    )
+    known = {f.name: f for f in trained_on.store.features}
+    wrong = []
+    for feature in other.store.features:
+        twin = known.pop(feature.name, None)
+        if twin is None:
+            wrong.append(f"{data}: feature {feature.name} is not one that {run} was trained on")
+        elif (twin.source, twin.kind, twin.width) != (feature.source, feature.kind, feature.width):
+            wrong.append(f"{data}: feature {feature.name} has another kind than in {run}")
+        elif feature.size > twin.size:
+            wrong.append(f"{data}: feature {feature.name} has {feature.size} values, {run} knows {twin.size}")
+    wrong += [f"{data}: feature {name} is missing, {run} was trained on it" for name in known]
+    if wrong:
+        raise ConfigError(*wrong)
+    out = out or run / "predictions" / f"{data.resolve().name}-{split}.parquet"
+    score(model, other.eval_loader(split), other.store.split(split)).save(out)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--rows", default=1000, show_default=True, help="Test rows per bucket.")
+def diagnose(run: Path, rows: int) -> None:
+    """Show where a trained RUN looks, by history length, and whether its users pull the same way.
+
+    Gini coefficient and normalised entropy of the attention, the share of it that prompts hold, per
+    bucket and branch; and the cosine between the gradients of short and of long users. Leaves
+    diagnosis.json in the run folder.
+    """
+    from common.files import atomic_write
+    from lain import diagnostics
+    from lain.module import load_run
+
+    config, model, data = load_run(run)
+    batches = data.batches("test")
+    attention = diagnostics.attention_by_bucket(model, batches, config.buckets, rows=rows)
+    cosine = diagnostics.gradient_cosine(model, data.batches("train"), rows=rows)
+    content = {"attention": attention, "gradient_cosine": cosine}
+    atomic_write(run / "diagnosis.json", json.dumps(content, indent=1) + "\n")
+    figures = ("samples", "gini", "entropy", "prompt_mass")
+    table = [
+        [branch, bucket, *(f"{shape[f]:.4g}" if f in shape else "" for f in figures)]
+        for branch, buckets in attention.items()
+        for bucket, shape in buckets.items()
+    ]
+    click.echo(markdown_table(["branch", "bucket", *figures], table))
+    click.echo()
+    click.echo(
+        markdown_table(
+            ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
+        )
+    )

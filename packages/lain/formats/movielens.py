@@ -1,0 +1,158 @@
+"""MovieLens: ratings as clicks, all earlier ratings of a user as the history.
+
+The folder has ``ratings.csv`` (userId, movieId, rating, timestamp) and ``movies.csv`` (movieId, genres).
+The label of a row is 1 for a rating of at least 4. Its history is every movie that the user rated
+strictly earlier, whatever the rating; ratings of the same second do not see one another.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int, UInt8
+
+from common.errors import ConfigError, DataError
+from common.ragged import Ragged
+from lain.formats.tables import CsvTable, Mistakes, Progress, encode, require_files, vocabulary
+from lain.store import Feature, StoreWriter
+
+FILES = ("ratings.csv", "movies.csv")
+LIKED = 4.0
+"""The lowest rating that counts as a click."""
+
+NO_GENRE = "(no genres listed)"
+_SPLITS = ("train", "valid", "test")
+
+
+def prepare_movielens(
+    source: Path, out: Path, fractions: tuple[float, float, float], progress: Progress
+) -> None:
+    """Prepare a MovieLens folder.
+
+    The ratings of all users are split at two moments: the first part in time trains, the last part
+    tests; ratings of the same second stay together. The rows of each split are in time order.
+    Items are the movies of movies.csv, their features ``item_id`` and the list ``genres``.
+
+    Args:
+        source: The folder.
+        out: The store to write.
+        fractions: Shares of the ratings that train, validate and test; the second and third may be 0.
+        progress: Told how far reading is.
+
+    Raises:
+        ConfigError: The fractions are not shares of one.
+        DataError: The files have mistakes.
+    """
+    if min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ConfigError(f"fractions: must be three shares of 1, the first above 0, got {list(fractions)}")
+    require_files(source, FILES, "movielens")
+    mistakes = Mistakes()
+    movies = CsvTable(source / "movies.csv", ["movieId", "genres"], mistakes, progress)
+    ratings = CsvTable(
+        source / "ratings.csv", ["userId", "movieId", "rating", "timestamp"], mistakes, progress
+    )
+    mistakes.raise_all()
+    movie_ids, genres = _movies(movies)
+    user, item, label, time = _ratings(ratings, movie_ids)
+    mistakes.raise_all()
+
+    order = np.lexsort((np.arange(len(time)), time, user))
+    user, item, label, time = user[order], item[order], label[order], time[order]
+    index = np.arange(len(time))
+    new_user = np.append(True, user[1:] != user[:-1])
+    new_time = new_user | np.append(True, time[1:] != time[:-1])
+    earlier = np.maximum.accumulate(np.where(new_time, index, 0)) - np.maximum.accumulate(
+        np.where(new_user, index, 0)
+    )
+    owner = np.cumsum(new_user) - 1
+    histories = Ragged(item, np.append(np.flatnonzero(new_user), len(user)))
+
+    features, table = _genre_feature(genres)
+    writer = StoreWriter(
+        out,
+        name="movielens",
+        features=[Feature("item_id", "item", "categorical", 0), features],
+        num_items=len(movie_ids) + 1,
+        num_users=len(histories),
+        notes={"format": "movielens", "label": f"rating >= {LIKED:g}", "fractions": list(fractions)},
+    )
+    with writer as store:
+        store.items("genres", np.concatenate((np.zeros_like(table[:1]), table)))
+        store.histories(histories)
+        by_time = np.argsort(time, kind="stable")
+        for name, rows in _split_rows(time[by_time], fractions).items():
+            chosen = by_time[rows]
+            store.split(name, len(chosen)).append(
+                user=owner[chosen],
+                item=item[chosen],
+                end=earlier[chosen],
+                length=earlier[chosen],
+                label=label[chosen],
+            )
+
+
+def _split_rows(time: Int[np.ndarray, " rows"], fractions: tuple[float, float, float]) -> dict[str, slice]:
+    """Where each split begins and ends among rows in time order; a split without rows is left out."""
+    cuts = [0]
+    for share in np.cumsum(fractions)[:2]:
+        at = min(round(share * len(time)), len(time))
+        cuts.append(int(np.searchsorted(time, time[at], side="left")) if at < len(time) else len(time))
+    cuts.append(len(time))
+    if cuts[1] == 0:
+        raise DataError("all ratings are of one moment, so they cannot be split by time")
+    return {n: slice(a, b) for n, a, b in zip(_SPLITS, cuts, cuts[1:], strict=False) if a < b}
+
+
+def _movies(table: CsvTable) -> tuple[Any, Any]:
+    """Movie ids and genres, in ascending order of the ids."""
+    ids, genres = [], []
+    for first, piece in table.pieces():
+        ids.append(table.numbers("movieId", piece.column("movieId"), first, pa.int64()))
+        genres.append(piece.column("genres"))
+    table.mistakes.raise_all()
+    movie = np.concatenate(ids)
+    first_time = np.zeros(len(movie), dtype=bool)
+    first_time[np.unique(movie, return_index=True)[1]] = True
+    table.mistakes.check(~first_time, table, "movieId", 0, "{} is there twice", movie)
+    order = np.argsort(movie, kind="stable")
+    return pa.array(movie[order]), pa.chunked_array(genres, pa.string()).combine_chunks().take(order)
+
+
+def _ratings(
+    table: CsvTable, movie_ids: Any
+) -> tuple[
+    Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], UInt8[np.ndarray, " rows"], Int[np.ndarray, " rows"]
+]:
+    """User, item index, label and time of every rating."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for first, piece in table.pieces():
+        user = table.numbers("userId", piece.column("userId"), first, pa.int64())
+        movie = table.numbers("movieId", piece.column("movieId"), first, pa.int64())
+        rating: Float[np.ndarray, " rows"] = table.numbers(
+            "rating", piece.column("rating"), first, pa.float64()
+        )
+        time = table.numbers("timestamp", piece.column("timestamp"), first, pa.int64())
+        bad = (rating < 0.5) | (rating > 5)
+        table.mistakes.check(bad, table, "rating", first, "{} is outside 0.5 to 5", rating)
+        item = encode(pa.array(movie), movie_ids)
+        line = "movie {} is not in movies.csv"
+        table.mistakes.check(item == 0, table, "movieId", first, line, movie)
+        parts.append((user.astype(np.int32), item, (rating >= LIKED).astype(np.uint8), time))
+    table.mistakes.raise_all()
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return columns[0], columns[1], columns[2], columns[3]
+
+
+def _genre_feature(column: Any) -> tuple[Feature, Int[np.ndarray, "items width"]]:
+    """Genres are words joined by bars."""
+    text = pc.replace_substring_regex(column.fill_null(""), f"^{re.escape(NO_GENRE)}$", "")
+    lists = pc.split_pattern(text, "|")
+    words = vocabulary(lists.flatten())
+    words = words.filter(pc.not_equal(words, ""))
+    table, _ = Ragged(encode(lists.flatten(), words), lists.offsets.to_numpy().astype(np.int64)).pad()
+    return Feature("genres", "item", "list", len(words) + 1, table.shape[1]), table

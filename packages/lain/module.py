@@ -1,0 +1,397 @@
+"""From a config to a trained, measured run folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from common.config import config_hash
+from common.config import load as load_config
+from common.config import save as save_config
+from common.ctr_metrics import DEFAULT_BUCKETS
+from common.errors import ConfigError, DataError
+from common.files import atomic_write
+from common.fit import FitConfig, fit, load_checkpoint
+from common.record import Record
+from common.tracking import close, loggers
+from lain import diagnostics
+from lain.backbones import BACKBONES
+from lain.batch import Batch
+from lain.data import CTRData
+from lain.evaluate import Predictions, predict
+from lain.length import LengthConfig
+from lain.model import CTRModel
+from lain.optim import RowAdam, clip_gradients
+from lain.store import Feature
+
+Buckets = list[tuple[int, int | None]]
+
+
+@dataclass
+class ModelConfig:
+    """The predictor. Each backbone reads the sizes it needs.
+
+    Args:
+        backbone: Which backbone.
+        max_length: Behaviours of a history that are kept, counted from its end.
+        embedding_dim: Width of each feature's vector.
+        hidden: Widths of the head's hidden layers.
+        dropout: Share of the head's hidden units dropped in training.
+        batch_norm: Normalise the head's hidden layers over the batch.
+        id_std: Standard deviation of the start of id tables.
+        feature_std: Standard deviation of the start of all other tables.
+        sparse: Row-sparse embedding gradients; null decides by table size.
+        short_length: Behaviours of the short branch (SIM, SDIM, TWIN), the latest ones.
+        top_k: Behaviours that a two-stage search keeps (SIM, TWIN).
+        attention_dim: Width of queries, keys and values over all heads; 0 means the item's width.
+        heads: Attention heads.
+        attention_start: Start of the query and key projections.
+        din_hidden: Widths of the hidden layers of DIN's scoring network.
+        din_activation: Their activation; ``dice`` is the paper's.
+        hashes: SDIM's number of hashes.
+        hash_bits: Bits of each of them.
+    """
+
+    backbone: Literal["din", "dien", "sim", "sdim", "twin"] = "twin"
+    max_length: int = 1000
+    embedding_dim: int = 16
+    hidden: list[int] = field(default_factory=lambda: [128, 64])
+    dropout: float = 0.0
+    batch_norm: bool = False
+    id_std: float = 0.1
+    feature_std: float = 0.3
+    sparse: bool | None = None
+    short_length: int = 50
+    top_k: int = 50
+    attention_dim: int = 0
+    heads: int = 2
+    attention_start: Literal["identity", "xavier"] = "identity"
+    din_hidden: list[int] = field(default_factory=lambda: [64])
+    din_activation: Literal["dice", "relu"] = "dice"
+    hashes: int = 8
+    hash_bits: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no model, all at once."""
+        sizes = ("max_length", "embedding_dim", "short_length", "top_k", "heads", "hashes", "hash_bits")
+        wrong = [
+            f"model.{n} must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1
+        ]
+        for name in ("hidden", "din_hidden"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                wrong.append(f"model.{name} must name positive widths, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            wrong.append(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if wrong:
+            raise ConfigError(*wrong)
+
+    def build(self, features: Iterable[Feature], length: LengthConfig) -> CTRModel:
+        """The model for a data set's features.
+
+        Raises:
+            ConfigError: The parts do not fit together.
+        """
+        backbone = BACKBONES[self.backbone]
+        taken = [name for name in inspect.signature(backbone).parameters if name != "width"]
+        try:
+            return CTRModel(
+                features=list(features),
+                embedding_dim=self.embedding_dim,
+                backbone=partial(backbone, **{name: getattr(self, name) for name in taken}),
+                length=length.resolve(),
+                hidden=self.hidden,
+                dropout=self.dropout,
+                batch_norm=self.batch_norm,
+                id_std=self.id_std,
+                feature_std=self.feature_std,
+                sparse=self.sparse,
+            )
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+
+@dataclass
+class OptimConfig:
+    """How the weights are learned.
+
+    Args:
+        batch_size: Impressions per step and process.
+        eval_batch_size: Impressions per step without gradient.
+        learning_rate: Of Adam.
+        embedding_l2: Penalty on embedding tables: embedding_l2 / 2 times the squared norm (of the rows
+            a batch mentions, for tables with row-sparse gradients).
+        auxiliary_weight: Weight of a backbone's auxiliary loss (SIM).
+        loader_workers: Loader processes; 0 loads in the training process.
+    """
+
+    batch_size: int = 512
+    eval_batch_size: int = 2048
+    learning_rate: float = 1e-3
+    embedding_l2: float = 0.0
+    auxiliary_weight: float = 1.0
+    loader_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot train, all at once."""
+        wrong = [
+            f"train.{n} must be at least 1, got {getattr(self, n)}"
+            for n in ("batch_size", "eval_batch_size")
+            if getattr(self, n) < 1
+        ]
+        if not self.learning_rate > 0:
+            wrong.append(f"train.learning_rate must be positive, got {self.learning_rate}")
+        for name in ("embedding_l2", "auxiliary_weight", "loader_workers"):
+            if getattr(self, name) < 0:
+                wrong.append(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if wrong:
+            raise ConfigError(*wrong)
+
+
+@dataclass
+class TrackingConfig:
+    """Where the figures of a run go besides its folder.
+
+    Args:
+        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
+        project: W&B project.
+        group: W&B group.
+    """
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "lain"
+    group: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a run.
+
+    Args:
+        data: Prepared data set (``lain prepare`` or ``lain world`` makes one).
+        out: Folder in which the run folder is made.
+        name: Name of the run folder; null makes one of backbone, preset, config hash and seed.
+        seed: Decides the start of the weights, the order of the rows and the dropout.
+        model: The predictor.
+        length: What the model is told about history lengths.
+        train: How its weights are learned.
+        fit: How long, how precisely, on what.
+        tracking: Loggers.
+        buckets: Buckets of true length [low, high) that metrics are reported for; null is open.
+        diagnose_rows: Test rows per bucket whose attention is measured at the end; 0 for none.
+    """
+
+    data: Path
+    out: Path = Path("runs")
+    name: str | None = None
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    train: OptimConfig = field(default_factory=OptimConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    buckets: Buckets = field(default_factory=lambda: list(DEFAULT_BUCKETS))
+    diagnose_rows: int = 500
+
+
+class CTRModule(L.LightningModule):
+    """The shell around :class:`~lain.model.CTRModel`: loss, optimiser, validation metrics.
+
+    loss = mean binary cross-entropy + auxiliary_weight * the auxiliary head's; the embedding penalty
+    is the optimiser's weight decay on the tables.
+
+    Args:
+        model: The predictor.
+        config: How it learns.
+        buckets: Buckets of true length for the validation metrics.
+    """
+
+    def __init__(self, model: CTRModel, config: OptimConfig, buckets: Buckets | None = None) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.buckets = list(DEFAULT_BUCKETS) if buckets is None else buckets
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The training loss of a batch."""
+        output = self.model(batch)
+        loss = nn.functional.binary_cross_entropy_with_logits(output.logit, batch.label)
+        if output.auxiliary is not None and self.config.auxiliary_weight:
+            own = nn.functional.binary_cross_entropy_with_logits(output.auxiliary, batch.label)
+            loss = loss + self.config.auxiliary_weight * own
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; logs ``train/loss``."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch; the metrics come at the epoch's end."""
+        self._seen.append((batch.rows.cpu(), self.model(batch).logit.float().cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``valid/auc``, ``valid/logloss`` and their buckets."""
+        rows = torch.cat([r for r, _ in self._seen])
+        logit = torch.cat([x for _, x in self._seen])
+        self._seen.clear()
+        if self.trainer.world_size > 1:
+            rows, logit = (torch.cat(list(self.all_gather(x))) for x in (rows, logit))
+        data: CTRData = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit()
+        split = data.store.split("valid")
+        number, first = np.unique(rows.cpu().numpy(), return_index=True)
+        score = torch.sigmoid(logit.cpu().double()).numpy()[first]
+        found = Predictions(
+            user=split.user[number],
+            item=split.item[number],
+            length=split.length[number],
+            label=split.label[number],
+            score=score,
+        ).metrics(self.buckets)
+        self.log_dict({f"valid/{k}": v for k, v in found.values.items() if v is not None})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """RowAdam, with the embedding penalty on the tables alone."""
+        tables = self.model.tables()
+        of_tables = {id(p) for p in tables}
+        rest = [p for p in self.model.parameters() if id(p) not in of_tables and p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": self.config.embedding_l2}]
+        return RowAdam([*groups, {"params": rest}], lr=self.config.learning_rate)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the joint norm of dense and row-sparse gradients."""
+        if gradient_clip_val:
+            clip_gradients(self.model.parameters(), float(gradient_clip_val))
+
+
+def train_run(config: TrainConfig, run_dir: Path) -> Record:
+    """Train, evaluate on ``test``, measure the attention; resumes what a killed call left.
+
+    The folder then holds config.yaml, record.json, metrics.csv, checkpoints/, attention.json and
+    predictions/test.parquet.
+
+    Args:
+        config: Everything that decides the run.
+        run_dir: The run folder.
+
+    Returns:
+        The finished record, metrics under ``valid/`` and ``test/``.
+
+    Raises:
+        ConfigError: The parts of the config do not fit together or the data.
+        DataError: The data set cannot be read.
+    """
+    data = open_data(config)
+    record_path = run_dir / "record.json"
+    torch.manual_seed(config.seed)
+    model = config.model.build(data.store.features, config.length)
+    record = Record.start(
+        config=config,
+        seed=config.seed,
+        data_fingerprint=data.store.fingerprint,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        hash=run_hash(config),
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, run_dir / "config.yaml")
+    module = CTRModule(model, config.train, config.buckets)
+    tracking = config.tracking
+    outlets = loggers(
+        run_dir,
+        wandb=tracking.wandb,
+        project=tracking.project,
+        name=run_dir.name,
+        config=config,
+        group=tracking.group,
+        console=config.fit.progress,
+    )
+    trained = fit(module, data, config=config.fit, run_dir=run_dir, seed=config.seed, loggers=outlets)
+    metrics: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for split in [s for s in ("valid", "test") if s in data.store.splits]:
+        predictions = predict(model, data.eval_loader(split), data.store.split(split))
+        predictions.save(run_dir / "predictions" / f"{split}.parquet")
+        found = predictions.metrics(config.buckets)
+        metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
+        reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
+        record.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
+    record.notes["milliseconds_per_sample"] = record.notes.get("milliseconds_per_sample/test")
+    if config.diagnose_rows and "test" in data.store.splits:
+        write_attention(model, data, config, run_dir)
+    record.notes.update(
+        epochs=trained.epochs,
+        stopped_early=trained.stopped_early,
+        train_seconds=trained.wall_seconds,
+        train_samples_per_second=trained.samples_per_second,
+    )
+    record.finish(metrics, reasons)
+    close(outlets, record.metrics)
+    record.save(record_path)
+    return record
+
+
+def run_hash(config: TrainConfig) -> str:
+    """What tells two runs apart: the config without where things lie and how they are shown."""
+    return config_hash(config, ignore=("data", "out", "name", "tracking", "fit.progress", "fit.log_every"))
+
+
+def open_data(config: TrainConfig) -> CTRData:
+    """The data set a config names.
+
+    Raises:
+        DataError: There is none, or it lacks the splits that training needs.
+    """
+    data = CTRData(
+        config.data,
+        max_length=config.model.max_length,
+        batch_size=config.train.batch_size,
+        eval_batch_size=config.train.eval_batch_size,
+        seed=config.seed,
+        workers=config.train.loader_workers,
+    )
+    for split in ("train", "valid"):
+        data.store.split(split)
+    return data
+
+
+def load_run(run_dir: Path) -> tuple[TrainConfig, CTRModel, CTRData]:
+    """A trained run: its config, its best weights, its data.
+
+    Raises:
+        ConfigError: The folder's config.yaml is not one.
+        DataError: The folder is no run, has no checkpoint, or its data set is gone.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise DataError(f"{run_dir}: not a run folder (no config.yaml); `lain train` makes one")
+    config = load_config(TrainConfig, run_dir / "config.yaml")
+    data = open_data(config)
+    model = config.model.build(data.store.features, config.length)
+    module = CTRModule(model, config.train, config.buckets)
+    best = run_dir / "checkpoints" / "best.ckpt"
+    load_checkpoint(best if best.exists() else best.with_name("last.ckpt"), module)
+    return config, model.eval(), data
+
+
+def write_attention(model: CTRModel, data: CTRData, config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+    """Measure the attention on test rows and write attention.json."""
+    shape = diagnostics.attention_by_bucket(
+        model, data.batches("test"), config.buckets, rows=config.diagnose_rows
+    )
+    atomic_write(run_dir / "attention.json", json.dumps(shape, indent=1) + "\n")
+    return shape

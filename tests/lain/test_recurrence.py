@@ -1,0 +1,148 @@
+"""Packed recurrences against PyTorch's GRU and a plain loop, one sample at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lain.recurrence import GRU, PackedSpans
+from lain.spans import Spans
+
+WIDTH = 3
+
+lengths = st.lists(st.integers(0, 7), min_size=1, max_size=6)
+
+
+def spans_of(counts: list[int]) -> Spans:
+    """Spans of these lengths."""
+    return Spans(torch.tensor([0, *counts]).cumsum(0), torch.arange(sum(counts)))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def make_cell(seed: int = 1) -> GRU:
+    torch.manual_seed(seed)
+    return GRU(WIDTH).double()
+
+
+def pytorch_gru(cell: GRU) -> nn.GRU:
+    """PyTorch's GRU with the same weights; its update gate keeps what ours replaces."""
+    gru = nn.GRU(WIDTH, WIDTH).double()
+    with torch.no_grad():
+        for layer, weight, bias in (
+            (cell.input, gru.weight_ih_l0, gru.bias_ih_l0),
+            (cell.state, gru.weight_hh_l0, gru.bias_hh_l0),
+        ):
+            for own, theirs in ((layer.weight, weight), (layer.bias, bias)):
+                update, reset, new = own.split(WIDTH)
+                theirs.copy_(torch.cat([reset, -update, new]))
+    return gru
+
+
+def loop(cell: GRU, inputs: Tensor, weight: Tensor) -> Tensor:
+    """The states after each input of one sample, from the class's equations."""
+    w_input, b_input = cell.input.weight.split(WIDTH), cell.input.bias.split(WIDTH)
+    w_state, b_state = cell.state.weight.split(WIDTH), cell.state.bias.split(WIDTH)
+    h, states = inputs.new_zeros(WIDTH), []
+    for x, a in zip(inputs, weight, strict=True):
+        u = a * torch.sigmoid(w_input[0] @ x + b_input[0] + w_state[0] @ h + b_state[0])
+        r = torch.sigmoid(w_input[1] @ x + b_input[1] + w_state[1] @ h + b_state[1])
+        c = torch.tanh(w_input[2] @ x + b_input[2] + r * (w_state[2] @ h + b_state[2]))
+        h = (1 - u) * h + u * c
+        states.append(h)
+    return torch.stack(states) if states else inputs.new_zeros(0, WIDTH)
+
+
+def assert_same(out: Tensor, wanted: Tensor, leaves: list[Tensor]) -> None:
+    """Equal values and equal gradients of a number that depends on each value differently."""
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-14)
+    if out.requires_grad and wanted.requires_grad:
+        mixture = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype).reshape(out.shape)
+        found, expected = (
+            torch.autograd.grad((x * mixture).sum(), leaves, materialize_grads=True, retain_graph=True)
+            for x in (out, wanted)
+        )
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+class TestPackedSpans:
+    def test_reading_order(self) -> None:
+        """First steps first, the longest sample in front; equal lengths keep their order."""
+        packed = PackedSpans.of(spans_of([1, 3, 0, 3]))
+        assert packed.sizes == [3, 2, 2]
+        assert packed.order.tolist() == [1, 4, 0, 2, 5, 3, 6]
+        assert packed.order[packed.place].tolist() == list(range(7))
+
+    @given(counts=lengths)
+    def test_gru_of_each_sample(self, counts: list[int]) -> None:
+        cell, inputs = make_cell(), random(sum(counts), WIDTH)
+        out = PackedSpans.of(spans_of(counts)).run(cell, inputs)
+        gru = pytorch_gru(cell)
+        alone = torch.cat([gru(part)[0] if len(part) else part for part in inputs.split(counts)])
+        torch.testing.assert_close(out, alone, rtol=1e-12, atol=1e-14)
+        slow = torch.cat([loop(cell, part, torch.ones(len(part))) for part in inputs.split(counts)])
+        assert_same(out, slow, [inputs, *cell.parameters()])
+
+    @given(counts=lengths)
+    def test_weighted_gru_of_each_sample(self, counts: list[int]) -> None:
+        cell, inputs = make_cell(), random(sum(counts), WIDTH)
+        weight = torch.rand(sum(counts), dtype=torch.float64).requires_grad_()
+        packed = PackedSpans.of(spans_of(counts))
+        out = packed.run(cell, inputs, weight)
+        parts = zip(inputs.split(counts), weight.split(counts), strict=True)
+        slow = [loop(cell, part, a) for part, a in parts]
+        leaves = [inputs, weight, *cell.parameters()]
+        assert_same(out, torch.cat(slow), leaves)
+        ends = [states[-1] if len(states) else states.new_zeros(WIDTH) for states in slow]
+        assert_same(packed.last(out), torch.stack(ends), leaves)
+
+    def test_derivatives(self) -> None:
+        """Backpropagation through time, written by hand, against finite differences."""
+        cell, inputs = make_cell(), random(6, WIDTH)
+        weight = torch.rand(6, dtype=torch.float64).requires_grad_()
+        packed = PackedSpans.of(spans_of([2, 0, 3, 1]))
+        names = [name for name, _ in cell.named_parameters()]
+
+        def states(inputs: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
+            given = dict(zip(names, parameters, strict=True))
+            gate = packed.place.argsort()
+            return torch.func.functional_call(cell, given, (inputs[gate], weight[gate], packed.sizes))
+
+        assert torch.autograd.gradcheck(states, (inputs, weight, *cell.parameters()))
+
+    def test_nothing_to_read(self) -> None:
+        cell, packed = make_cell(), PackedSpans.of(spans_of([0, 0]))
+        states = packed.run(cell, torch.zeros(0, WIDTH, dtype=torch.float64))
+        assert states.shape == (0, WIDTH)
+        assert torch.equal(packed.last(states), torch.zeros(2, WIDTH, dtype=torch.float64))
+
+
+class TestGRU:
+    def test_by_hand(self) -> None:
+        """All weights zero but the candidate's: u = a / 2, c = tanh(x), h' = h + u (c - h)."""
+        cell = GRU(1).double()
+        for parameter in cell.parameters():
+            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            cell.input.weight[2] = 1
+        inputs = torch.tensor([[2.0], [2.0]], dtype=torch.float64)
+        out = cell(inputs, torch.tensor([1.0, 0.5], dtype=torch.float64), [1, 1])
+        c = torch.tanh(inputs[0])
+        torch.testing.assert_close(out, torch.stack([c / 2, c / 2 + (c - c / 2) / 4]))
+
+    def test_no_attention_leaves_the_state(self) -> None:
+        assert torch.equal(GRU(2)(torch.randn(3, 2), torch.zeros(3), [1, 1, 1]), torch.zeros(3, 2))
+
+    @pytest.mark.parametrize("width", [1, 16])
+    def test_start(self, width: int) -> None:
+        """Uniform within one over the root of the width, as PyTorch's recurrences start."""
+        for parameter in GRU(width).parameters():
+            assert parameter.abs().max() <= width**-0.5
+            assert parameter.abs().max() > 0.3 * width**-0.5 or width == 1

@@ -1,0 +1,72 @@
+"""Small prepared data sets for tests, with a feature of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.ragged import Ragged
+from lain.store import Feature, Store, StoreWriter
+
+HOURS = 24
+FEATURES = (
+    Feature("item_id", "item", "categorical", 0),
+    Feature("category", "item", "categorical", 5),
+    Feature("tags", "item", "list", 6, 3),
+    Feature("image", "item", "vector", 0, 2),
+    Feature("user_id", "user", "categorical", 0),
+    Feature("group", "user", "categorical", 4),
+    Feature("hour", "context", "categorical", HOURS),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One impression; ``length`` None means that nothing was cut off."""
+
+    user: int
+    item: int
+    end: int
+    label: int = 0
+    length: int | None = None
+    hour: int = 0
+
+
+def write(
+    path: Path,
+    histories: Sequence[Sequence[int]],
+    splits: Mapping[str, Sequence[Row]],
+    *,
+    num_items: int,
+    features: Sequence[Feature] = FEATURES,
+    seed: int = 0,
+) -> Store:
+    """Write and open a store whose item and user features are random."""
+    rng = np.random.default_rng(seed)
+    counts = {"item": num_items, "user": len(histories)}
+    about = {"features": features, "num_items": num_items, "num_users": len(histories)}
+    with StoreWriter(path, name="small", **about) as writer:  # type: ignore[arg-type]  # of several types
+        for feature in features:
+            if feature.source == "context" or feature.name in ("item_id", "user_id"):
+                continue
+            shape = feature.shape(counts[feature.source])
+            is_vector = feature.kind == "vector"
+            values = rng.normal(size=shape) if is_vector else rng.integers(0, feature.size, shape)
+            write_table = writer.items if feature.source == "item" else writer.users
+            write_table(feature.name, values)
+        writer.histories(Ragged.from_lists(histories))
+        for name, rows in splits.items():
+            columns = {c: np.array([getattr(row, c) for row in rows], dtype=np.int64) for c in ("user", "item", "end")}
+            length = [row.end if row.length is None else row.length for row in rows]
+            writer.split(name, len(rows)).append(
+                **columns,
+                length=np.array(length, dtype=np.int64),
+                label=np.array([row.label for row in rows], dtype=np.int64),
+                context={"hour": np.array([row.hour for row in rows], dtype=np.int64)}
+                if any(f.name == "hour" for f in features)
+                else {},
+            )
+    return Store.open(path)
