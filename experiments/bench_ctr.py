@@ -1,6 +1,6 @@
 """Training speed of every backbone, with and without LAIN, beside LongCTR's.
 
-    python experiments/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length 1000] [--quick]
+    python experiments/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length N] [--quick]
 
 Generates data in the reczoo layout, trains on it for a bounded time and prints a table. Rows per second
 are of whole training: loading, forward, loss, backward, clipping, optimiser. Each side runs in a process
@@ -319,7 +319,21 @@ class Turns:
 
 @dataclass(frozen=True)
 class Bench:
-    """A run: what is measured, for how long, against what."""
+    """A run: what is measured, for how long, against what.
+
+    Args:
+        data: Folder of :func:`make_data`.
+        world: What was generated there.
+        scratch: Folder for what the peer writes.
+        peer: The peer's checkout; None leaves it out.
+        peer_python: The peer's interpreter.
+        rounds: Turns of each side.
+        seconds: Length of one of our turns.
+        peer_seconds: Length of one of the peer's turns.
+        most: Batches at most in a turn.
+        batch_size: Rows per batch, on both sides.
+        matrix: Rows and columns of the matrices that the machine's rate is measured with.
+    """
 
     data: Path
     world: World
@@ -331,6 +345,7 @@ class Bench:
     peer_seconds: float
     most: int
     batch_size: int
+    matrix: int
 
     def house(self, backbone: str, arms: Sequence[str], max_length: int) -> Worker:
         """This repository's process."""
@@ -388,9 +403,9 @@ class Bench:
         with ExitStack() as stack:
             house = stack.enter_context(self.house(backbone, ARMS, max_length))
             peer = stack.enter_context(self.other(backbone, max_length)) if self.peer else None
-            rate = house.ask(do="rate", size=2048)["rate"]
+            rate = house.ask(do="rate", size=self.matrix)["rate"]
             turns = self.turns(house, peer)
-            rate = max(rate, house.ask(do="rate", size=2048)["rate"])
+            rate = max(rate, house.ask(do="rate", size=self.matrix)["rate"])
             needed = house.ask(do="flops")
             peer_parameters = peer.parameters["peer"] if peer else None
             peer_memory = peer.ask(do="measure", seconds=0, most=1, train=False) if peer else {}
@@ -526,8 +541,9 @@ def main(
             peer_seconds=0 if quick else peer_seconds,
             most=1 if quick else 1_000_000,
             batch_size=64 if quick else BATCH_SIZE,
+            matrix=512 if quick else 2048,
         )
-        for max_length in lengths or (TARGET_LENGTH,):
+        for max_length in lengths or ((100,) if quick else (TARGET_LENGTH,)):
             click.echo(f"measuring the loader, maximum length {max_length}", err=True)
             rows.append(bench.loader(max_length))
             for backbone in backbones or BACKBONES:

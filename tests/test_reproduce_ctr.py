@@ -54,7 +54,8 @@ def section(table: str, title: str) -> list[list[str]]:
 def test_a_whole_study(script: Any, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
-    study, out, printed = Study.load(path), tmp_path / "out", []
+    study, out = Study.load(path), tmp_path / "out"
+    printed: list[str] = []
     plan = study.plan()
     head = Head(study.name, study.description, "the command", "a world", len({s.key for s in plan}), 2)
 
@@ -207,7 +208,7 @@ def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     size = "model: {max_length: 100, top_k: 10, short_length: 20, hidden: [16]}"
     base = f"base: {{{size}, fit: {{epochs: 1, progress: false}}, tracking: {{wandb: disabled}}}}\n"
-    data = "data: {format: world, users: 120, seed: 1}\n"
+    data = "data: {format: world, users: 120, rows: 2000, valid_rows: 400, test_per_bucket: 200, seed: 1}\n"
     path.write_text(TINY.split("base: {model", maxsplit=1)[0] + base + data)
     first = command("--study", str(path), "--seeds", "1", folder=tmp_path)
     assert first.returncode == 0, first.stderr

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class FitConfig:
         check_every: Epochs between validations.
         checkpoint_steps: Optimiser steps between checkpoints inside an epoch; 0 for epoch ends only.
         log_every: Batches between logged training metrics.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, where standard error is a terminal.
         deterministic: Whether operations without a deterministic form are refused.
 
     Raises:
@@ -451,7 +452,7 @@ def fit(
         del content
     if not complete:
         own: list[Callback] = [_Reseed(seed), meter, plateau, checkpoints]
-        bar: list[Callback] = [_Bar(leave=False)] if config.progress else []
+        bar: list[Callback] = [_Bar(leave=False)] if config.progress and sys.stderr.isatty() else []
         with _quiet():
             trainer = _trainer(config, run_dir, [*own, *bar, *callbacks], loggers)
             L.seed_everything(seed, verbose=False)

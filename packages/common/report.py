@@ -180,8 +180,8 @@ def bar_plot(path: Path, panels: Sequence[Panel], *, title: str = "", columns: i
             left = [place - 0.4 + (index + 0.5) * width for place in range(len(series.x))]
             low, high = series.low or series.y, series.high or series.y
             error = [
-                [y - a for y, a in zip(series.y, low, strict=True)],
-                [b - y for y, b in zip(series.y, high, strict=True)],
+                [max(0.0, y - a) for y, a in zip(series.y, low, strict=True)],
+                [max(0.0, b - y) for y, b in zip(series.y, high, strict=True)],
             ]
             colour = f"C{(index if series.colour is None else series.colour) % 10}"
             axis.bar(

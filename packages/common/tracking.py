@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -108,13 +109,14 @@ class Console(_Named):
     """One line on standard error for every validation, above the progress bar if there is one."""
 
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
-        """Show the metrics of a validation; those of training steps stay in the file.
+        """Show the whole metrics of a validation; those of buckets and of training steps stay in the file.
 
         Args:
             metrics: Values by name.
             step: Step of the optimiser, from 0.
         """
-        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("valid/")]
+        whole = {name: value for name, value in metrics.items() if re.fullmatch("valid/[^/]+", name)}
+        shown = [f"{name} {value:.4f}" for name, value in whole.items() if not float(value).is_integer()]
         if shown:
             epoch = int(metrics.get("epoch", 0)) + 1
             tqdm.write("  ".join([f"epoch {epoch}", f"step {(step or 0) + 1}", *shown]), file=sys.stderr)

@@ -199,3 +199,7 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+if __name__ == "__main__":
+    main()

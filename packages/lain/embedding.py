@@ -48,12 +48,14 @@ class FeatureEmbedding(nn.Module):
             std = id_std if feature.name in ("item_id", "user_id") else feature_std
             table: nn.Embedding | nn.EmbeddingBag
             if feature.kind == "categorical":
-                table = nn.Embedding(feature.size, dim, padding_idx=0, sparse=is_sparse)
+                padding = None if feature.name == "user_id" else 0  # users are numbered from 0
+                table = nn.Embedding(feature.size, dim, padding_idx=padding, sparse=is_sparse)
             else:
                 table = nn.EmbeddingBag(feature.size, dim, mode="mean", padding_idx=0, sparse=is_sparse)
             nn.init.normal_(table.weight, std=std)
-            with torch.no_grad():
-                table.weight[0] = 0
+            if table.padding_idx is not None:
+                with torch.no_grad():
+                    table.weight[table.padding_idx] = 0
             self.layers[feature.name] = table
         self.width = dim * len(self.features)
 

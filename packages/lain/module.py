@@ -259,7 +259,7 @@ class CTRModule(L.LightningModule):
             label=split.label[number],
             score=score,
         ).metrics(self.buckets)
-        self.log_dict({f"valid/{k}": v for k, v in found.values.items() if v is not None})
+        self.log_dict({f"valid/{k}": float("nan") if v is None else v for k, v in found.values.items()})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """RowAdam, with the embedding penalty on the tables alone."""

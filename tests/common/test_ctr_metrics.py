@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,8 +213,9 @@ def test_scores_that_are_not_finite_make_gaps_not_nan() -> None:
 )
 def test_wrong_columns_are_refused(change: dict[str, list[float]], message: str) -> None:
     good = {"label": [0, 1], "score": [0.1, 0.2]}
+    both: Any = {name: np.array(column) for name, column in {**good, **change}.items()}
     with pytest.raises(DataError, match=message):
-        ctr_metrics(**{name: np.array(column) for name, column in {**good, **change}.items()})
+        ctr_metrics(**both)
 
 
 def test_columns_of_different_lengths_are_refused() -> None:

@@ -63,6 +63,7 @@ def test_bar_plot(tmp_path: Path) -> None:
     bar_plot(tmp_path / "b.png", [Panel("TWIN", bars)])
     image = imread(tmp_path / "b.png")
     assert image.min() < 1  # something is drawn
+    bar_plot(tmp_path / "skewed.png", [Panel("", [Series("a", ["0-50"], [1.0], [1.1], [1.2])], zero=True)])
     bar_plot(tmp_path / "c.png", [Panel("TWIN", [Series("a", ["0-50"], [math.nan])])])
     with pytest.raises(ValueError, match="at least one panel"):
         bar_plot(tmp_path / "d.png", [])

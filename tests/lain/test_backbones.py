@@ -18,7 +18,7 @@ from lain.backbones import BACKBONES
 from lain.backbones.din import Dice
 from lain.batch import Batch
 from lain.length import PRESETS, LengthConfig, LengthOptions
-from lain.model import CTRModel, Output
+from lain.model import CTRModel, Head, Output
 from lain.store import Feature
 from reference import PADDING, Reference, Sample, Sizes
 
@@ -229,6 +229,7 @@ length_choices: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 class TestReference:
     @all_backbones
+    @settings(max_examples=40)
     @given(
         samples=ragged_samples(),
         choices=length_choices,
@@ -470,6 +471,58 @@ class TestBatches:
         mixture(output.logit, output.auxiliary).backward()  # type: ignore[no-untyped-call]  # torch's
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
         torch.testing.assert_close(output.logit.float(), exact, rtol=0.05, atol=0.1)
+
+
+class TestHead:
+    """The prediction head: what it is told, and what it is made of."""
+
+    def make(self, **how: Any) -> Head:
+        torch.manual_seed(0)
+        return Head(**{"width": 3, "hidden": (4, 2), "dropout": 0.0, "batch_norm": False} | how).double()
+
+    @pytest.mark.parametrize("film", [False, True])
+    def test_told_starts_without_effect(self, film: bool) -> None:
+        x, word = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+        head = self.make()
+        before = head(x, None)
+        head.tell(2, film=film)
+        assert torch.equal(head.double()(x, word), before)
+
+    @pytest.mark.parametrize("film", [False, True])
+    def test_told_by_hand(self, film: bool) -> None:
+        head = Head(width=1, hidden=(1,), dropout=0.0, batch_norm=False)
+        head.tell(1, film=film)
+        with torch.no_grad():
+            for parameter, value in zip(head.parameters(), [2.0, 1.0, 3.0, 0.5, 10.0], strict=True):
+                parameter.fill_(value)
+        # first = 2 * 4 + 1 = 9; told: 9 + 50, or 9 * (1 + 50) + 50; out = 3 * relu(.) + 0.5
+        out = head(torch.tensor([[4.0]]), torch.tensor([[5.0]]))
+        assert out.tolist() == [3 * (9 * 51 + 50) + 0.5 if film else 3 * 59 + 0.5]
+
+    def test_layers(self) -> None:
+        kinds = [type(layer).__name__ for layer in self.make(dropout=0.1, batch_norm=True).rest]
+        one = ["BatchNorm1d", "ReLU", "Dropout"]
+        assert kinds == [*one, "Linear", *one, "Linear"]
+
+    def test_normalised_and_dropped(self) -> None:
+        """Dropout in training only; batch norm makes samples depend on each other in training only."""
+        head, x = self.make(dropout=0.5, batch_norm=True), torch.randn(8, 3, dtype=torch.float64)
+        assert not torch.equal(head(x, None), head(x, None))
+        head.eval()
+        torch.testing.assert_close(head(x, None)[:1], head(x[:1], None))
+
+    @pytest.mark.parametrize(
+        ("wrong", "line"),
+        [
+            ({"hidden": ()}, "hidden must name positive widths, got \\[\\]"),
+            ({"hidden": (4, 0)}, "hidden must name positive widths, got \\[4, 0\\]"),
+            ({"dropout": 1.0}, "dropout must lie in \\[0, 1\\), got 1.0"),
+            ({"dropout": -0.1}, "dropout must lie in \\[0, 1\\), got -0.1"),
+        ],
+    )
+    def test_what_makes_no_head(self, wrong: dict[str, Any], line: str) -> None:
+        with pytest.raises(ValueError, match=line):
+            self.make(**wrong)
 
 
 class TestArguments:

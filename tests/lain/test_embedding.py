@@ -68,8 +68,11 @@ class TestVectors:
 
     def test_start(self) -> None:
         torch.manual_seed(0)
-        large = [Feature(name, "item", "categorical", 5000) for name in ("item_id", "user_id", "brand")]
-        large[1] = Feature("user_id", "user", "categorical", 5000)
+        large = [
+            Feature("item_id", "item", "categorical", 5000),
+            Feature("user_id", "user", "categorical", 5000),
+            Feature("brand", "item", "categorical", 5000),
+        ]
         layers = FeatureEmbedding(large, dim=8, id_std=0.02, feature_std=0.7)
         for name, std in (("item_id", 0.02), ("user_id", 0.02), ("brand", 0.7)):
             weight = table_of(layers, name)[1:]

@@ -767,7 +767,7 @@ def test_movielens_on_the_real_ratings(shared: Path, tmp_path: Path) -> None:
         ("ratings.csv", ",7,", ",7.5,", ["'movieId', row 0: 7.5 is not a whole number"]),
         ("ratings.csv", "1,9,4.0,", "x,9,6.0,", ["'userId', row 1: x is not", "'rating', row 1: 6.0 is"]),
         ("ratings.csv", "1,9,4.0,12", "1,9", ["ratings.csv: cannot be read as CSV"]),
-        ("ratings.csv", "12", "10\n1,9,4.0,10", ["ratings.csv: all ratings are of one moment"]),
+        ("ratings.csv", "12", "10\n1,9,4.0,10", ["ratings.csv: too many ratings are of its first moment"]),
         ("movies.csv", "9,", "7,", ["movies.csv: column 'movieId', row 1: 7 is there twice"]),
     ],
 )

@@ -85,7 +85,7 @@ def prepare_movielens(
         store.items("genres", np.concatenate((np.zeros_like(table[:1]), table)))
         store.histories(histories)
         by_time = np.argsort(time, kind="stable")
-        for name, rows in _split_rows(time[by_time], fractions).items():
+        for name, rows in _split_rows(ratings.path, time[by_time], fractions).items():
             chosen = by_time[rows]
             store.split(name, len(chosen)).append(
                 user=owner[chosen],
@@ -96,7 +96,9 @@ def prepare_movielens(
             )
 
 
-def _split_rows(time: Int[np.ndarray, " rows"], fractions: tuple[float, float, float]) -> dict[str, slice]:
+def _split_rows(
+    path: Path, time: Int[np.ndarray, " rows"], fractions: tuple[float, float, float]
+) -> dict[str, slice]:
     """Where each split begins and ends among rows in time order; a split without rows is left out."""
     cuts = [0]
     for share in np.cumsum(fractions)[:2]:
@@ -104,7 +106,7 @@ def _split_rows(time: Int[np.ndarray, " rows"], fractions: tuple[float, float, f
         cuts.append(int(np.searchsorted(time, time[at], side="left")) if at < len(time) else len(time))
     cuts.append(len(time))
     if cuts[1] == 0:
-        raise DataError("all ratings are of one moment, so they cannot be split by time")
+        raise DataError(f"{path}: too many ratings are of its first moment to split it by time")
     return {n: slice(a, b) for n, a, b in zip(_SPLITS, cuts, cuts[1:], strict=False) if a < b}
 
 

@@ -1,0 +1,269 @@
+"""The real commands, on a tiny world and on what users get wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from lain.backbones import BACKBONES
+from lain.cli import main
+
+FIRST_LOSSES = Path(__file__).with_name("first_losses.json")
+"""Losses of the first steps per backbone and arm; `python tests/lain/test_cli.py` measures them again."""
+
+SMALL = [
+    "model.embedding_dim=4",
+    "model.hidden=[8]",
+    "model.max_length=100",
+    "train.batch_size=64",
+    "fit.epochs=1",
+    "fit.log_every=1",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "tracking.wandb=disabled",
+    "diagnose_rows=50",
+]
+
+
+def lain(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def fails(*args: object) -> list[str]:
+    """The lines of a command that must end with exit code 2 and without a traceback."""
+    result = lain(*args)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert all(line.startswith("error: ") for line in lines), result.stderr
+    return lines
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "world"
+    result = lain("world", out, "--users", 60, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def config(world: Path) -> Path:
+    path = world.parent / "train.yaml"
+    path.write_text(yaml.safe_dump({"data": str(world), "out": str(world.parent / "runs")}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config: Path) -> Path:
+    result = lain("train", config, *SMALL, "length.preset=lain")
+    assert result.exit_code == 0, result.output
+    return Path(result.output.strip().splitlines()[-1])
+
+
+def first_losses(config: Path, out: Path) -> dict[str, list[float]]:
+    losses = {}
+    for backbone in BACKBONES:
+        for arm in ("base", "lain"):
+            result = lain(
+                "train", config, *SMALL, f"model.backbone={backbone}", f"length.preset={arm}",
+                "fit.max_steps=3", f"out={out}", f"name={backbone}-{arm}", "diagnose_rows=0",
+            )  # fmt: skip
+            assert result.exit_code == 0, result.output
+            with (out / f"{backbone}-{arm}" / "metrics.csv").open() as file:
+                found = [row["train/loss"] for row in csv.DictReader(file) if row.get("train/loss")]
+            losses[f"{backbone}-{arm}"] = [float(x) for x in found[:3]]
+    return losses
+
+
+def test_first_losses_are_as_recorded(config: Path, tmp_path: Path) -> None:
+    recorded = json.loads(FIRST_LOSSES.read_text())
+    found = first_losses(config, tmp_path)
+    assert set(found) == set(recorded)
+    for name, losses in found.items():
+        assert losses == pytest.approx(recorded[name], abs=1e-4), name
+
+
+def test_a_run_folder_holds_what_it_promises(run: Path, world: Path) -> None:
+    for name in ("config.yaml", "record.json", "metrics.csv", "attention.json", "checkpoints/best.ckpt"):
+        assert (run / name).is_file(), name
+    table = pq.read_table(run / "predictions" / "test.parquet")
+    assert table.column_names[:5] == ["user", "item", "length", "label", "score"]
+    assert table["label"].to_numpy().tolist() == np.load(world / "test" / "label.npy").tolist()
+    assert table["length"].to_numpy().tolist() == np.load(world / "test" / "length.npy").tolist()
+    score = table["score"].to_numpy()
+    assert ((score > 0) & (score < 1)).all()
+    record = json.loads((run / "record.json").read_text())
+    assert record["finished"] is not None
+    assert {"test/auc", "test/gauc", "test/logloss", "test/calibration", "test/auc/0-100"} <= set(record["metrics"])
+
+
+def test_evaluate_finds_the_metrics_that_training_recorded(run: Path) -> None:
+    result = lain("evaluate", run)
+    assert result.exit_code == 0, result.output
+    found = json.loads((run / "metrics-test.json").read_text())["metrics"]
+    recorded = json.loads((run / "record.json").read_text())["metrics"]
+    assert found == {k: pytest.approx(recorded[f"test/{k}"], abs=1e-12) for k in found}
+
+
+def test_predict_scores_another_world_and_refuses_another_kind(run: Path, world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
+    result = lain("predict", run, other, "--split", "valid")
+    assert result.exit_code == 0, result.output
+    scores = pq.read_table(Path(result.output.strip().splitlines()[-1]))
+    assert len(scores) == len(np.load(other / "valid" / "label.npy"))
+    about = json.loads((other / "dataset.json").read_text())
+    about["features"][0]["name"] = "colour"
+    source = about["features"][0]["source"]
+    (other / "dataset.json").write_text(json.dumps(about))
+    names = json.loads((world / "dataset.json").read_text())["features"]
+    folder = {"item": "items", "user": "users", "context": "test/context"}[source]
+    old = other / folder / f"{names[0]['name']}.npy"
+    if old.exists():
+        shutil.copy(old, old.with_name("colour.npy"))
+    else:
+        np.save(other / folder / "colour.npy", np.zeros(about["num_items"], dtype=np.int32))
+    assert len(fails("predict", run, other)) == 2  # one too many, one missing
+
+
+def test_diagnose_reports_every_branch(run: Path) -> None:
+    result = lain("diagnose", run, "--rows", 50)
+    assert result.exit_code == 0, result.output
+    found = json.loads((run / "diagnosis.json").read_text())
+    assert set(found["attention"]) == {"short", "long"}
+    assert -1 <= found["gradient_cosine"]["all"] <= 1
+
+
+def test_dry_run_prints_a_config_that_trains_the_same(config: Path, run: Path, tmp_path: Path) -> None:
+    printed = lain("train", config, *SMALL, "length.preset=lain", "--dry-run")
+    assert printed.exit_code == 0
+    path = tmp_path / "again.yaml"
+    path.write_text(printed.output)
+    assert lain("train", path, "--dry-run").output == printed.output
+    before = (run / "record.json").read_text()
+    assert (run / "config.yaml").read_text() == printed.output
+    assert (run / "record.json").read_text() == before
+
+
+def test_help_of_every_command_tells_its_arguments() -> None:
+    for command in ("world", "prepare", "train", "evaluate", "predict", "diagnose"):
+        result = lain(command, "--help")
+        assert result.exit_code == 0
+        assert len(result.output.splitlines()) > 6
+
+
+def test_a_killed_run_ends_as_one_that_was_not(config: Path, tmp_path: Path) -> None:
+    settings = [
+        *SMALL, "fit.epochs=3", "fit.checkpoint_steps=2", "model.dropout=0.2", "fit.patience=0",
+        "fit.accumulate=2", "length.preset=lain", f"out={tmp_path}",
+    ]  # fmt: skip
+    whole = lain("train", config, *settings, "name=whole")
+    assert whole.exit_code == 0, whole.output
+    command = [sys.executable, "-m", "lain.cli", "train", str(config), *settings, "name=killed"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    victim = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not checkpoint.exists() and victim.poll() is None:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert checkpoint.exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip().splitlines()[-1] == str(tmp_path / "killed")
+    scores = [
+        pq.read_table(tmp_path / name / "predictions" / "test.parquet")["score"].to_numpy()
+        for name in ("whole", "killed")
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_every_mistake_in_a_config_is_named_at_once(config: Path) -> None:
+    lines = fails("train", config, "model.backbone=twinn", "train.learning_rat=1", "model.top_k=0")
+    text = "\n".join(lines)
+    assert "twin" in text
+    assert "learning_rate" in text
+    assert "top_k" in text
+    assert len(lines) == 3
+
+
+def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
+    (line,) = fails("train", config, *SMALL, "model.backbone=din", "length.preset=lain", "length.branches=[short]")
+    assert "short" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["diagnose", "nowhere"], "nowhere"),
+        (["prepare", "kuairand", "nowhere", "out"], "nowhere"),
+        (["prepare", "csv", "nowhere", "out"], "csv"),
+        (["world", "out", "--users", "0"], "users"),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_line(
+    args: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = fails(*args)
+    assert word in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_is_no_store(config: Path, tmp_path: Path) -> None:
+    (line,) = fails("train", config, f"data={tmp_path}")
+    assert "dataset.json" in line
+
+
+def test_an_unknown_split_names_those_there_are(run: Path) -> None:
+    (line,) = fails("evaluate", run, "--split", "tests")
+    assert "test" in line
+    assert "valid" in line
+
+
+def test_an_output_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    (line,) = fails("train", config, *SMALL, f"out={blocked}")
+    assert str(blocked) in line
+
+
+def test_a_split_with_one_class_has_null_metrics_with_a_reason_and_the_run_goes_on(
+    world: Path, config: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    label = np.load(copy / "test" / "label.npy")
+    np.save(copy / "test" / "label.npy", np.ones_like(label))
+    result = lain("train", config, *SMALL, f"data={copy}", f"out={tmp_path}", "name=one")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "one" / "record.json").read_text())
+    assert record["metrics"]["test/auc"] is None
+    assert "class" in record["reasons"]["test/auc"]
+    assert record["metrics"]["test/logloss"] > 0
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "world"
+        lain("world", data, "--users", 60, "--seed", 3)
+        settings = Path(folder) / "train.yaml"
+        settings.write_text(yaml.safe_dump({"data": str(data), "out": folder}))
+        FIRST_LOSSES.write_text(json.dumps(first_losses(settings, Path(folder)), indent=1) + "\n")
