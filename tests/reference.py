@@ -85,8 +85,8 @@ def softmax(logits: Sequence[Tensor]) -> list[Tensor]:
 
 def best(scores: Sequence[Tensor], count: int) -> list[int]:
     """Places of the ``count`` largest scores, in time order; of equal scores the latest win."""
-    ranked = sorted(range(len(scores)), key=lambda place: (float(scores[place].detach()), place), reverse=True)
-    return sorted(ranked[:count])
+    by_score = sorted((float(score.detach()), place) for place, score in enumerate(scores))
+    return sorted(place for _, place in by_score[::-1][:count])
 
 
 class Reference:
@@ -157,9 +157,9 @@ class Reference:
     # Plain layers
 
     def of(self, table: str, row: int) -> Tensor:
-        """One row of an embedding table; the padding row learns nothing."""
+        """One row of an embedding table; the padding row learns nothing (users are numbered from 0)."""
         vector = self.weights[f"{table}.weight"][row]
-        return vector.detach() if row == PADDING else vector
+        return vector.detach() if row == PADDING and not table.endswith("user_id") else vector
 
     def item(self, item: int) -> Tensor:
         """An item's vector: its features' vectors one after the other."""
@@ -241,16 +241,25 @@ class Reference:
         half = self.weights[f"length.modulation.{branch}.key_weight.weight"]
         return torch.cat([projection, half], 1) @ torch.cat([key, history.encoding])
 
-    def temperature(self, branch: str, length: int) -> Tensor:
+    def offset(self, is_prompt: bool) -> Tensor:
+        """What is added to the logit of a prompt, before the division by tau."""
+        if is_prompt and self.options.prompt_offset:
+            return self.weights["length.prompt.offset"]
+        return torch.zeros((), dtype=torch.float64)
+
+    def temperature(self, branch: str, history: History) -> Tensor:
         """tau."""
         if not self.on(branch) or self.options.temperature == "none":
             return torch.ones((), dtype=torch.float64)
         weight = self.weights[f"length.modulation.{branch}.temperature_weight"]
         if self.options.temperature == "bucket":
-            return torch.exp(weight[sum(border <= length for border in self.options.buckets)])
+            return torch.exp(weight[sum(border <= history.length for border in self.options.buckets)])
+        if self.options.temperature == "encoded":
+            assert history.encoding is not None
+            return torch.exp((weight * history.encoding).sum())
         gamma, beta = torch.log(1 + torch.exp(weight)) if self.options.positive else weight
         center = self.weights[f"length.modulation.{branch}.center"]
-        return 1 + gamma * torch.sigmoid(-beta * (self.scaled(length) - center))
+        return 1 + gamma * torch.sigmoid(-beta * (self.scaled(history.length) - center))
 
     # The backbones
 
@@ -261,7 +270,7 @@ class Reference:
         prompts = self.prompts_of(branch, history)
         bent = self.bent_query(branch, w_query, history)
         plain = w_query @ history.target
-        tau = self.temperature(branch, history.length)
+        tau = self.temperature(branch, history)
         width = len(plain) // self.sizes.heads
         heads = []
         for head in range(self.sizes.heads):
@@ -271,7 +280,8 @@ class Reference:
                 is_prompt = place < len(prompts)
                 query = plain if is_prompt and self.options.prompt_query == "plain" else bent
                 key = self.bent_key(branch, w_key, item, history)
-                logits.append((query[part] * key[part]).sum() / (math.sqrt(width) * tau))
+                logit = (query[part] * key[part]).sum() / math.sqrt(width)
+                logits.append((logit + self.offset(is_prompt)) / tau)
             mixed = torch.zeros(width, dtype=torch.float64)
             if logits:
                 for weight, item in zip(softmax(logits), [*prompts, *behaviours], strict=True):
@@ -287,7 +297,7 @@ class Reference:
         """The long attention's own logits search, heads averaged; then it reads what was found."""
         w_query, w_key = (self.weights[f"backbone.long.{w}.weight"] for w in ("query", "key"))
         query = self.bent_query("long", w_query, history)
-        tau = self.temperature("long", history.length)
+        tau = self.temperature("long", history)
         width = len(query) // self.sizes.heads
         scores = []
         for item in history.real():
@@ -341,9 +351,10 @@ class Reference:
         identity = torch.eye(width, dtype=torch.float64)
         logits = []
         for place, key in enumerate(states):
-            query = plain if place < len(prompts) and self.options.prompt_query == "plain" else bent
+            is_prompt = place < len(prompts)
+            query = plain if is_prompt and self.options.prompt_query == "plain" else bent
             logit = (query * self.bent_key("long", identity, key, history)).sum()
-            logits.append(logit / self.temperature("long", history.length))
+            logits.append((logit + self.offset(is_prompt)) / self.temperature("long", history))
         evolved = torch.zeros(width, dtype=torch.float64)
         for weight, x in zip(softmax(logits) if logits else [], states, strict=True):
             evolved = self.step("backbone.evolve", evolved, x, weight)
@@ -364,7 +375,7 @@ class Reference:
         first = torch.cat([self.weights[f"backbone.{name}.weight"] for name in names], 1)
         width = first.shape[1] // 4
         identity = torch.eye(width, dtype=torch.float64)
-        hidden, owners, items = [], [], []
+        hidden, owners, items, factors = [], [], [], []
         for owner, history in enumerate(histories):
             prompts = self.prompts_of("long", history)
             bent = self.bent_query("long", identity, history)
@@ -376,16 +387,19 @@ class Reference:
                 hidden.append(x)
                 owners.append(owner)
                 items.append(item)
+                factors.append(torch.exp(self.offset(is_prompt)))
         layer = 0
         while f"backbone.network.{layer + 1}.weight" in self.weights:
-            hidden = self.dice(f"backbone.network.{layer}", hidden) if self.sizes.dice else [
-                x.clamp(min=0) for x in hidden
-            ]
+            hidden = (
+                self.dice(f"backbone.network.{layer}", hidden)
+                if self.sizes.dice
+                else [x.clamp(min=0) for x in hidden]
+            )
             hidden = [self.linear(f"backbone.network.{layer + 1}", x) for x in hidden]
             layer += 2
         interests = [torch.zeros(width, dtype=torch.float64) for _ in histories]
-        for x, owner, item in zip(hidden, owners, items, strict=True):
-            weight = x[0] / self.temperature("long", histories[owner].length)
+        for x, owner, item, factor in zip(hidden, owners, items, factors, strict=True):
+            weight = factor * x[0] / self.temperature("long", histories[owner])
             interests[owner] = interests[owner] + weight * item
         return interests
 

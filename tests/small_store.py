@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,10 @@ FEATURES = (
     Feature("group", "user", "categorical", 4),
     Feature("hour", "context", "categorical", HOURS),
 )
+
+
+def _column(values: Iterable[int]) -> np.ndarray:
+    return np.array(list(values), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,12 @@ def write(
             write_table(feature.name, values)
         writer.histories(Ragged.from_lists(histories))
         for name, rows in splits.items():
-            columns = {c: np.array([getattr(row, c) for row in rows], dtype=np.int64) for c in ("user", "item", "end")}
-            length = [row.end if row.length is None else row.length for row in rows]
             writer.split(name, len(rows)).append(
-                **columns,
-                length=np.array(length, dtype=np.int64),
-                label=np.array([row.label for row in rows], dtype=np.int64),
-                context={"hour": np.array([row.hour for row in rows], dtype=np.int64)}
-                if any(f.name == "hour" for f in features)
-                else {},
+                user=_column(row.user for row in rows),
+                item=_column(row.item for row in rows),
+                end=_column(row.end for row in rows),
+                length=_column(row.end if row.length is None else row.length for row in rows),
+                label=_column(row.label for row in rows),
+                context={"hour": _column(row.hour for row in rows)},
             )
     return Store.open(path)

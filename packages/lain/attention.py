@@ -134,6 +134,9 @@ class TargetAttention(nn.Module):
             prompt_logits = torch.einsum("bhd,bkhd->bkh", self._split(plain), prompt_keys)
             logits = logits.index_copy(0, place.flatten(), prompt_logits.flatten(0, 1).to(logits.dtype))
         logits = logits / (keys.shape[-1] ** 0.5)
+        offset = length.prompt_offset
+        if place is not None and offset is not None:
+            logits = logits.index_add(0, place.flatten(), offset.expand(place.numel(), self.heads))
         temperature = length.temperature(self.branch)
         if temperature is not None:
             logits = logits / temperature.index_select(0, spans.row)[:, None]

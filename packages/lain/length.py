@@ -58,8 +58,11 @@ class LengthOptions:
         keys: Also K' = W_k [K; e], as published. All keys of a history share e, so under a softmax
             this cancels exactly; it acts in DIN, whose weights are not normalised.
         modulation_start: ``zero`` or ``random`` start of W_q2 and W_k2.
+        prompt_offset: Start of a learned number added to the prompts' logits; below 0, prompts hold
+            little of the attention until they have learned something. 0: no such number.
         temperature: ``sigmoid``: tau = 1 + gamma sigmoid(-beta (l - l0)), as published, on the scaled
-            length l. ``bucket``: one learned tau per length bucket (a control).
+            length l. ``encoded``: tau = exp(w . e), from w = 0, so that it starts neutral and may
+            sharpen as well as soften (ours). ``bucket``: one learned tau per length bucket (a control).
         gamma: Start of gamma, the extra softness for the shortest histories.
         beta: Start of beta, per unit of the scaled length.
         positive: Keep beta and gamma positive (softplus), so that short means softer.
@@ -81,7 +84,8 @@ class LengthOptions:
     query: Literal["none", "additive", "multiplicative"] = "none"
     keys: bool = False
     modulation_start: Literal["zero", "random"] = "zero"
-    temperature: Literal["none", "sigmoid", "bucket"] = "none"
+    prompt_offset: float = 0.0
+    temperature: Literal["none", "sigmoid", "encoded", "bucket"] = "none"
     gamma: float = 1.0
     beta: float = 1.0
     positive: bool = True
@@ -113,7 +117,8 @@ class LengthOptions:
     @property
     def encoded(self) -> bool:
         """Whether any part needs the length encoding e."""
-        return self.prompts > 0 or self.query != "none" or self.keys or self.head in ("encoding", "film")
+        parts = (self.prompts > 0, self.query != "none", self.keys, self.temperature == "encoded")
+        return any(parts) or self.head in ("encoding", "film")
 
 
 _LAIN: dict[str, Any] = {"prompts": 2, "query": "additive", "temperature": "sigmoid"}
@@ -133,7 +138,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "positive": False,
         "learn_center": True,
     },
-    "lain-plus": _LAIN | {"query": "multiplicative", "head": "film"},
+    "lain-plus": {
+        "prompts": 2,
+        "prompt_offset": -3.0,
+        "temperature": "sigmoid",
+        "head": "loglength",
+    },
     "lain-noprompt": _LAIN | {"prompts": 0},
     "lain-notemperature": _LAIN | {"temperature": "none"},
     "lain-noquery": _LAIN | {"query": "none"},
@@ -157,7 +167,8 @@ class LengthConfig:
     query: Literal["none", "additive", "multiplicative"] | None = None
     keys: bool | None = None
     modulation_start: Literal["zero", "random"] | None = None
-    temperature: Literal["none", "sigmoid", "bucket"] | None = None
+    prompt_offset: float | None = None
+    temperature: Literal["none", "sigmoid", "encoded", "bucket"] | None = None
     gamma: float | None = None
     beta: float | None = None
     positive: bool | None = None
@@ -217,10 +228,14 @@ class LengthPrompt(nn.Module):
         width: Width d of a behaviour.
         prompts: Number k of prompts.
         start: ``zero`` or ``random`` start of the last layer.
+        offset: Start of the learned number added to the prompts' logits; 0 for none.
     """
 
-    def __init__(self, *, width: int, prompts: int, start: Literal["zero", "random"]) -> None:
+    def __init__(
+        self, *, width: int, prompts: int, start: Literal["zero", "random"], offset: float = 0.0
+    ) -> None:
         super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset)) if offset else None
         self.prompts = prompts
         last = nn.Linear(width, prompts * width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
@@ -259,6 +274,8 @@ class LengthModulation(nn.Module):
         self.temperature_weight = None
         if options.temperature == "bucket":
             self.temperature_weight = nn.Parameter(torch.zeros(len(options.buckets) + 1))
+        elif options.temperature == "encoded":
+            self.temperature_weight = nn.Parameter(torch.zeros(width))
         elif options.temperature == "sigmoid":
             start = [options.gamma, options.beta]
             if options.positive:
@@ -280,10 +297,15 @@ class LengthModulation(nn.Module):
         return query + shift if self.options.query == "additive" else query * (1 + shift)
 
     def temperature(
-        self, length: Int[Tensor, " samples"], scaled: Float[Tensor, " samples"]
+        self,
+        length: Int[Tensor, " samples"],
+        scaled: Float[Tensor, " samples"],
+        encoding: Float[Tensor, "samples width"] | None,
     ) -> Float[Tensor, " samples"]:
         """Tau of each sample."""
         assert self.temperature_weight is not None
+        if self.options.temperature == "encoded" and encoding is not None:
+            return (encoding @ self.temperature_weight).exp()
         if self.options.temperature == "bucket":
             border = torch.tensor(self.options.buckets, device=length.device)
             return self.temperature_weight[torch.bucketize(length, border, right=True)].exp()
@@ -332,7 +354,9 @@ class LengthAdapter(nn.Module):
                 width=width, frequencies=options.frequencies, frequency_range=options.frequency_range
             )
         if options.prompts:
-            self.prompt = LengthPrompt(width=width, prompts=options.prompts, start=options.prompt_start)
+            self.prompt = LengthPrompt(
+                width=width, prompts=options.prompts, start=options.prompt_start, offset=options.prompt_offset
+            )
         bends = options.query != "none" or options.keys or options.temperature != "none"
         self.modulation = nn.ModuleDict(
             {
@@ -379,6 +403,11 @@ class LengthState:
         assert found is None or isinstance(found, LengthModulation)
         return found
 
+    @property
+    def prompt_offset(self) -> Float[Tensor, ""] | None:
+        """What is added to the logits of prompts."""
+        return None if self.adapter.prompt is None else self.adapter.prompt.offset
+
     def prompts(self, branch: str) -> Float[Tensor, "samples prompts width"] | None:
         """Behaviours to put in front of the branch's history."""
         return self.all_prompts if branch in self.adapter.on else None
@@ -405,7 +434,7 @@ class LengthState:
         modulation = self._modulation(branch)
         if modulation is None or modulation.temperature_weight is None:
             return None
-        return modulation.temperature(self.length, self.scaled)
+        return modulation.temperature(self.length, self.scaled, self.encoding)
 
     def head(self) -> Float[Tensor, "samples head_width"] | None:
         """What the prediction head is told about the length."""

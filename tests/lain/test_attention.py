@@ -78,7 +78,9 @@ class TestTargetAttention:
         target = tensor([math.log(9) * math.sqrt(2), 0.0]).expand(2, -1)
         table = tensor([1.0, 0.0], [0.0, 1.0])
         _, record = attention(target, table, spans_of([0, 1], [0, 1]), ask(adapter, 2, 20))
-        torch.testing.assert_close(record.weight[:, 0], torch.tensor([0.75, 0.25, 0.9, 0.1], dtype=torch.float64))
+        torch.testing.assert_close(
+            record.weight[:, 0], torch.tensor([0.75, 0.25, 0.9, 0.1], dtype=torch.float64)
+        )
 
     def test_zero_prompts_by_hand(self) -> None:
         """Two zero prompts have logit 0 each: weights e^x / (e^x + 2), and no value of their own."""

@@ -64,7 +64,7 @@ def stir(model: CTRModel, seed: int = 0) -> CTRModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 0.5)
-            if name.endswith(("item_id.weight", "category.weight", "user_id.weight", "hour.weight")):
+            if name.endswith(("item_id.weight", "category.weight", "hour.weight")):
                 weight[PADDING] = 0
         for module in model.modules():
             if isinstance(module, Dice):
@@ -88,7 +88,8 @@ def make_batch(samples: Sequence[Sample], *, shared: bool = False, repeated: boo
     where = []
     for sample in samples:
         for number, stretch in enumerate(stretches if shared else []):
-            begins = [b for b in range(len(stretch)) if stretch[b : b + len(sample.history)] == sample.history]
+            count = len(sample.history)
+            begins = [b for b in range(len(stretch)) if stretch[b : b + count] == sample.history]
             if begins:
                 where.append((number, begins[0]))
                 break
@@ -140,6 +141,11 @@ def reference_of(model: CTRModel, name: str) -> tuple[Reference, dict[str, Tenso
         sizes=sizes,
     )
     return reference, {key: weights[key] for key in parameters}
+
+
+def options_of(**choices: Any) -> LengthOptions:
+    """Options from names that a test runs through."""
+    return LengthOptions(**choices)
 
 
 def mixture(logit: Tensor, auxiliary: Tensor | None) -> Tensor:
@@ -217,7 +223,8 @@ length_choices: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "prompt_query": st.sampled_from(["plain", "modulated"]),
         "query": st.sampled_from(["none", "additive", "multiplicative"]),
         "keys": st.booleans(),
-        "temperature": st.sampled_from(["none", "sigmoid", "bucket"]),
+        "prompt_offset": st.sampled_from([0.0, -3.0]),
+        "temperature": st.sampled_from(["none", "sigmoid", "encoded", "bucket"]),
         "positive": st.booleans(),
         "learn_center": st.booleans(),
         "head": st.sampled_from(["none", "loglength", "encoding", "film"]),
@@ -268,7 +275,9 @@ class TestReference:
     @pytest.mark.parametrize(("short_length", "top_k"), [(1, 1), (2, 5), (50, 50)])
     @pytest.mark.parametrize("heads", [1, 2, 4])
     @pytest.mark.parametrize("name", ["sim", "sdim", "twin"])
-    def test_sizes_below_and_above_the_length(self, name: str, heads: int, short_length: int, top_k: int) -> None:
+    def test_sizes_below_and_above_the_length(
+        self, name: str, heads: int, short_length: int, top_k: int
+    ) -> None:
         sizes = {"short_length": short_length} | ({"top_k": top_k} if name != "sdim" else {})
         model = stir(make_model(name, LengthOptions(**PRESETS["lain"]), heads=heads, **sizes))
         assert_equals_reference(model.eval(), name, SAMPLES, make_batch(SAMPLES))
@@ -336,9 +345,9 @@ class TestSwitchedOff:
     @pytest.mark.parametrize("query", ["additive", "multiplicative"])
     @pytest.mark.parametrize("head", ["none", "loglength", "encoding", "film"])
     def test_zero_starts_change_no_bit(self, name: str, query: str, head: str) -> None:
-        """Query modulation and a told head start without effect."""
+        """Query modulation, an encoded temperature and a told head start without effect."""
         base = make_model(name, LengthOptions()).eval()
-        told = make_model(name, LengthOptions(**{"query": query, "head": head})).eval()
+        told = make_model(name, options_of(query=query, head=head, temperature="encoded")).eval()
         assert len(list(told.parameters())) > len(list(base.parameters()))
         assert torch.equal(answers(told, SAMPLES).logit, answers(base, SAMPLES).logit)
 
@@ -359,12 +368,10 @@ class TestKeys:
     @pytest.mark.parametrize("prompts", [0, 2])
     @all_backbones
     def test_cancel_under_softmax_and_act_without(self, name: str, prompts: int, query: str) -> None:
-        options = LengthOptions(**{"query": query, "prompts": prompts, "prompt_query": "modulated", "keys": True})
+        options = options_of(query=query, prompts=prompts, prompt_query="modulated", keys=True)
         model = stir(make_model(name, options)).eval()
         off = make_model(name, replace(options, keys=False)).eval()
         off.load_state_dict({k: v for k, v in model.state_dict().items() if k in off.state_dict()})
-        if "length.encoder.frequency" not in off.state_dict():
-            assert (query, prompts) == ("none", 0)
         apart = (answers(model, SAMPLES).logit - answers(off, SAMPLES).logit).abs()
         if name == "din":
             assert (apart[1:] > 1e-4).all()
@@ -401,6 +408,7 @@ class TestInfluence:
             {"query": "additive"},
             {"query": "multiplicative"},
             {"temperature": "sigmoid"},
+            {"temperature": "encoded"},
             {"temperature": "bucket"},
             {"head": "loglength"},
             {"head": "encoding"},
@@ -433,7 +441,9 @@ class TestBatches:
         model = stir(make_model(name, LengthOptions(**PRESETS[preset]))).eval()
         together = answers(model, SAMPLES).logit
         for number, sample in enumerate(SAMPLES):
-            torch.testing.assert_close(answers(model, [sample]).logit[0], together[number], rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(
+                answers(model, [sample]).logit[0], together[number], rtol=1e-12, atol=1e-13
+            )
         order = [4, 0, 3, 5, 1, 2]
         turned = answers(model, [SAMPLES[i] for i in order]).logit
         torch.testing.assert_close(turned, together[order], rtol=1e-12, atol=1e-13)
@@ -442,7 +452,7 @@ class TestBatches:
     @given(samples=ragged_samples())
     @settings(max_examples=10)
     def test_sharing_changes_no_number(self, name: str, samples: list[Sample]) -> None:
-        """A user's stretch pooled once or per sample is the same to the bit; items once or often, to rounding."""
+        """Stretches pooled once or per sample give the same bits; items once or often, the same to rounding."""
         options = LengthOptions(**PRESETS["lain"])
         twin = [*samples, *samples[::-1]]
         gradients, logits = [], []
@@ -478,7 +488,8 @@ class TestHead:
 
     def make(self, **how: Any) -> Head:
         torch.manual_seed(0)
-        return Head(**{"width": 3, "hidden": (4, 2), "dropout": 0.0, "batch_norm": False} | how).double()
+        settings: dict[str, Any] = {"width": 3, "hidden": (4, 2), "dropout": 0.0, "batch_norm": False}
+        return Head(**settings | how).double()
 
     @pytest.mark.parametrize("film", [False, True])
     def test_told_starts_without_effect(self, film: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ ITEMS = 13
 def all_rows() -> list[Row]:
     """Every user at every moment, out of order; every third row was cut off at its source."""
     rows = [
-        Row(user, 1 + (3 * user + end) % (ITEMS - 1), end, end % 2, end + 100 * (end % 3 == 0), (user + end) % 24)
+        Row(
+            user=user,
+            item=1 + (3 * user + end) % (ITEMS - 1),
+            end=end,
+            label=end % 2,
+            length=end + 100 * (end % 3 == 0),
+            hour=(user + end) % 24,
+        )
         for user, history in enumerate(HISTORIES)
         for end in range(len(history) + 1)
     ]
@@ -58,7 +66,7 @@ def histories_of(batch: Batch) -> list[list[int]]:
     spans = batch.spans()
     items = batch.items[spans.index]
     ends = spans.offsets.tolist()
-    return [items[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+    return [items[a:b].tolist() for a, b in pairwise(ends)]
 
 
 class TestBatches:
@@ -69,7 +77,9 @@ class TestBatches:
         assert histories_of(batch) == wanted
         assert batch.count.tolist() == [len(w) for w in wanted]
 
-    @given(rows=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=12), max_length=st.integers(1, 20))
+    @given(
+        rows=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=12), max_length=st.integers(1, 20)
+    )
     def test_any_rows(self, store: Store, rows: list[int], max_length: int) -> None:
         """In any order, and a row twice."""
         batch = make(store, rows, max_length)
@@ -91,9 +101,7 @@ class TestBatches:
     def test_each_behaviour_and_item_once(self, store: Store, max_length: int) -> None:
         """The pool holds the union of a user's windows, the items what is mentioned, sorted."""
         batch = make(store, range(len(ROWS)), max_length)
-        needed = {
-            (r.user, place) for r in ROWS for place in range(max(0, r.end - max_length), r.end)
-        }
+        needed = {(r.user, place) for r in ROWS for place in range(max(0, r.end - max_length), r.end)}
         assert len(batch.pool) == len(needed)
         assert sorted(batch.items[batch.pool].tolist()) == sorted(HISTORIES[u][p] for u, p in needed)
         mentioned = {HISTORIES[u][p] for u, p in needed} | {r.item for r in ROWS}
@@ -158,7 +166,9 @@ def dealt(sampler: EvenBatches) -> list[list[int]]:
 
 
 class TestEvenBatches:
-    @given(rows=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 3), shuffle=st.booleans())
+    @given(
+        rows=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 3), shuffle=st.booleans()
+    )
     def test_every_row_once(self, rows: int, batch_size: int, epoch: int, shuffle: bool) -> None:
         sampler = EvenBatches(costs(rows), batch_size=batch_size, shuffle=shuffle)
         sampler.set_epoch(epoch)
@@ -208,7 +218,9 @@ class TestEvenBatches:
         """Together one process's batches, in turn; only to come out even is a batch given twice."""
         cost = costs(rows)
         alone = dealt(EvenBatches(cost, batch_size=10))
-        ranks = [dealt(EvenBatches(cost, batch_size=10, rank=r, processes=processes)) for r in range(processes)]
+        ranks = [
+            dealt(EvenBatches(cost, batch_size=10, rank=r, processes=processes)) for r in range(processes)
+        ]
         steps = -(-len(alone) // processes)
         assert [len(batches) for batches in ranks] == [steps] * processes
         together = [ranks[number % processes][number // processes] for number in range(steps * processes)]
@@ -218,7 +230,9 @@ class TestEvenBatches:
     def test_processes_finish_a_step_together(self) -> None:
         cost = costs(4096)
         loads = [
-            np.array([cost[batch].sum() for batch in EvenBatches(cost, batch_size=64, rank=rank, processes=2)])
+            np.array(
+                [cost[batch].sum() for batch in EvenBatches(cost, batch_size=64, rank=rank, processes=2)]
+            )
             for rank in (0, 1)
         ]
         assert np.abs(loads[0] / loads[1] - 1).max() < 0.1

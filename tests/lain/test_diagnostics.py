@@ -63,9 +63,7 @@ class TestGini:
     @given(samples=weights)
     def test_is_the_mean_absolute_difference(self, samples: list[list[float]]) -> None:
         """G = sum_ij |w_i - w_j| / (2 n sum w), sample by sample."""
-        wanted = [
-            sum(abs(a - b) for a in sample for b in sample) / (2 * len(sample) * sum(sample)) for sample in samples
-        ]
+        wanted = [sum(abs(a - b) for a in s for b in s) / (2 * len(s) * sum(s)) for s in samples]
         assert gini(*flat(samples)).tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
     def test_none(self) -> None:
@@ -217,7 +215,8 @@ class TestGradientCosine:
 
     def test_against_two_backward_passes(self, tmp_path: Path) -> None:
         """Rows of several lengths: those between the two kinds are left out."""
-        rows = [Row(0, 1 + n % 7, n % 7, n % 2, length, n) for n, length in enumerate([5, 99, 100, 150, 199, 200, 900])]
+        lengths = [5, 99, 100, 150, 199, 200, 900]
+        rows = [Row(0, 1 + n % 7, n % 7, n % 2, length, n) for n, length in enumerate(lengths)]
         model, batches = make_model("dien", "lain").double(), batches_of(tmp_path, rows)
         sides = []
         for chosen in ([0, 1], [5, 6]):
@@ -227,8 +226,9 @@ class TestGradientCosine:
             p = torch.sigmoid(model(batch).logit)
             loss = -(batch.label * p.log() + (1 - batch.label) * (1 - p).log()).mean()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
-            sides.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
-        a, b = (torch.cat([g.flatten() for g in side]) for side in sides)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+            sides.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        a, b = sides
         model.zero_grad()
         found = gradient_cosine(model, batches)
         assert found["all"] == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=1e-9)

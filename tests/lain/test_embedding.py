@@ -54,7 +54,8 @@ class TestVectors:
     def test_order_is_the_features(self) -> None:
         layers = FeatureEmbedding((CATEGORY, ITEM_ID), dim=2)
         out = layers({"category": torch.tensor([3]), "item_id": torch.tensor([9])})
-        assert torch.equal(out[0], torch.cat([table_of(layers, "category")[3], table_of(layers, "item_id")[9]]))
+        wanted = [table_of(layers, "category")[3], table_of(layers, "item_id")[9]]
+        assert torch.equal(out[0], torch.cat(wanted))
 
     def test_padding_is_zero_and_learns_nothing(self) -> None:
         layers = make()
@@ -65,6 +66,16 @@ class TestVectors:
             assert torch.equal(weight[0], torch.zeros(4))
             assert torch.equal(weight.grad[0], torch.zeros(4))
             assert weight.grad.abs().sum() > 0
+
+    def test_user_0_is_a_user(self) -> None:
+        """Users are numbered from 0: their table has no padding row."""
+        layers = FeatureEmbedding([Feature("user_id", "user", "categorical", 3)], dim=2)
+        out = layers({"user_id": torch.tensor([0])})
+        out.sum().backward()
+        assert out.abs().min() > 0
+        gradient = table_of(layers, "user_id").grad
+        assert gradient is not None
+        assert gradient[0].tolist() == [1.0, 1.0]
 
     def test_start(self) -> None:
         torch.manual_seed(0)
@@ -81,7 +92,8 @@ class TestVectors:
 
     def test_tables_are_what_the_penalty_is_for(self) -> None:
         layers = make()
-        assert [id(t) for t in layers.tables()] == [id(table_of(layers, n)) for n in ("item_id", "category", "tags")]
+        wanted = [table_of(layers, name) for name in ("item_id", "category", "tags")]
+        assert [id(table) for table in layers.tables()] == [id(table) for table in wanted]
 
 
 class TestSparse:
@@ -99,8 +111,10 @@ class TestSparse:
     def test_large_tables_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(embedding, "SPARSE_ROWS", 100)
         layers = make()
-        assert [getattr(layers.layers[n], "sparse", None) for n in ("item_id", "category", "tags")] == [True, False, False]
-        assert embedding.FeatureEmbedding([ITEM_ID], dim=2, sparse=False).layers["item_id"].sparse is False
+        sparse = [getattr(layers.layers[name], "sparse", None) for name in ("item_id", "category", "tags")]
+        assert sparse == [True, False, False]
+        forced = FeatureEmbedding([ITEM_ID], dim=2, sparse=False)
+        assert not getattr(forced.layers["item_id"], "sparse", True)
 
 
 class TestValuesOf:

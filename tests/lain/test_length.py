@@ -107,7 +107,20 @@ class TestPrompt:
     def test_zero_start_learns(self) -> None:
         prompt = LengthPrompt(width=WIDTH, prompts=2, start="zero")
         prompt(torch.randn(3, WIDTH)).sum().backward()
-        assert prompt.mlp[-1].weight.grad.abs().max() > 0
+        gradient = prompt.get_parameter("mlp.2.weight").grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+
+    def test_offset(self) -> None:
+        """A learned number that starts as said; without one there is no weight."""
+        prompt = LengthPrompt(width=WIDTH, prompts=2, start="zero", offset=-3.0)
+        assert isinstance(prompt.offset, nn.Parameter)
+        assert prompt.offset.item() == -3.0
+        assert LengthPrompt(width=WIDTH, prompts=2, start="zero").offset is None
+        state = state_of(LengthOptions(prompts=2, prompt_offset=-3.0), [5])
+        assert answer(state.prompt_offset).item() == -3.0
+        assert state_of(LengthOptions(prompts=2), [5]).prompt_offset is None
+        assert state_of(LengthOptions(prompt_offset=-3.0), [5]).prompt_offset is None
 
 
 class TestModulation:
@@ -150,7 +163,9 @@ class TestTemperature:
             assert center == pytest.approx(1.5, rel=1e-6)
             assert endless == pytest.approx(1, rel=1e-6)
 
-    @pytest.mark.parametrize(("gamma", "beta", "center"), [(1.0, 1.0, 100.0), (2.0, 3.0, 20.0), (0.5, 0.1, 0.0)])
+    @pytest.mark.parametrize(
+        ("gamma", "beta", "center"), [(1.0, 1.0, 100.0), (2.0, 3.0, 20.0), (0.5, 0.1, 0.0)]
+    )
     def test_by_hand(self, gamma: float, beta: float, center: float) -> None:
         options = LengthOptions(temperature="sigmoid", gamma=gamma, beta=beta, center=center)
         lengths = [0, 1, 20, 150, 1000]
@@ -172,11 +187,12 @@ class TestTemperature:
 
     def test_positive_stays_positive(self) -> None:
         """Whatever the weights become, beta and gamma stay above zero: short is never sharper."""
-        modulation = LengthModulation(width=2, attention=2, options=LengthOptions(temperature="sigmoid")).double()
+        options = LengthOptions(temperature="sigmoid")
+        modulation = LengthModulation(width=2, attention=2, options=options).double()
         lengths = torch.tensor([0, 10, 100, 1000])
         for weight in (-5.0, 0.0, 5.0):
             fill(modulation, temperature_weight=weight)
-            tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64))
+            tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), None)
             assert (tau.diff() < 0).all()
             assert (tau > 1).all()
 
@@ -195,15 +211,26 @@ class TestTemperature:
         for modulation in (fixed, learned):
             assert modulation.center.item() == pytest.approx(math.log(101), rel=1e-6)
 
+    def test_encoded(self) -> None:
+        """tau = exp(w . e), neutral at first."""
+        options = LengthOptions(temperature="encoded")
+        assert answer(state_of(options, [0, 50, 5000]).temperature("long")).tolist() == [1.0] * 3
+        modulation = LengthModulation(width=2, attention=2, options=options).double()
+        fill(modulation, temperature_weight=torch.tensor([1.0, -0.5]))
+        encoding = torch.tensor([[math.log(2), 0.0], [0.0, math.log(4)]], dtype=torch.float64)
+        lengths = torch.tensor([1, 2])
+        tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), encoding)
+        assert tau.tolist() == pytest.approx([2, 0.5], rel=1e-12)
+
     def test_buckets(self) -> None:
         """One temperature a bucket, borders belonging to the longer one; all start at 1."""
         options = LengthOptions(temperature="bucket", buckets=(50, 100))
         modulation = LengthModulation(width=2, attention=2, options=options).double()
         lengths = torch.tensor([0, 49, 50, 99, 100, 5000])
         scaled = scale_length(lengths, "log", torch.float64)
-        assert modulation.temperature(lengths, scaled).tolist() == [1.0] * 6
+        assert modulation.temperature(lengths, scaled, None).tolist() == [1.0] * 6
         fill(modulation, temperature_weight=torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64).log())
-        found = modulation.temperature(lengths, scaled).tolist()
+        found = modulation.temperature(lengths, scaled, None).tolist()
         assert found == pytest.approx([2, 2, 3, 3, 5, 5], rel=1e-12)
 
 
@@ -227,6 +254,7 @@ class TestAdapter:
             ({"query": "multiplicative"}, {"query"}),
             ({"keys": True}, {"key_shift"}),
             ({"temperature": "sigmoid"}, {"temperature"}),
+            ({"temperature": "encoded"}, {"temperature"}),
             ({"temperature": "bucket"}, {"temperature"}),
             ({"head": "loglength"}, {"head"}),
             ({"head": "encoding"}, {"head"}),
@@ -240,7 +268,8 @@ class TestAdapter:
         for name in ("prompts", "key_shift", "temperature"):
             on |= {name} if getattr(state, name)("long") is not None else set()
         assert on | ({"head"} if state.head() is not None else set()) == asked
-        needs_encoding = not ({"temperature"} & asked or options.get("head") == "loglength")
+        plain = {"temperature": "sigmoid"}, {"temperature": "bucket"}, {"head": "loglength"}
+        needs_encoding = options not in plain
         assert (state.adapter.encoder is not None) == needs_encoding
 
     def test_shapes(self) -> None:
@@ -279,8 +308,10 @@ class TestAdapter:
         assert told[:, 0].tolist() == pytest.approx(wanted, rel=1e-12)
 
     def test_unknown_branch(self) -> None:
-        with pytest.raises(ConfigError, match=r"length\.branches: no branch left, right; this backbone has long"):
-            LengthAdapter(width=2, branches={"long": 2}, options=LengthOptions(branches=("left", "long", "right")))
+        options = LengthOptions(branches=("left", "long", "right"))
+        line = r"length\.branches: no branch left, right; this backbone has long"
+        with pytest.raises(ConfigError, match=line):
+            LengthAdapter(width=2, branches={"long": 2}, options=options)
 
 
 class TestOptions:
@@ -296,7 +327,8 @@ class TestOptions:
         options = {name: LengthOptions(**fields) for name, fields in PRESETS.items()}
         full = options["lain"]
         assert (full.prompts, full.query, full.temperature) == (2, "additive", "sigmoid")
-        assert (full.scale, full.keys, full.prompt_query, full.prompt_start) == ("log", False, "plain", "zero")
+        assert (full.scale, full.keys) == ("log", False)
+        assert (full.prompt_query, full.prompt_start) == ("plain", "zero")
         published = options["lain-published"]
         assert (published.scale, published.keys, published.prompt_query) == ("raw", True, "modulated")
         assert (published.prompt_start, published.modulation_start) == ("random", "random")
@@ -324,8 +356,14 @@ class TestOptions:
         [
             ({"frequencies": 0}, "length.frequencies must be at least 1, got 0"),
             ({"prompts": -1}, "length.prompts must not be negative, got -1"),
-            ({"frequency_range": (0.0, 1.0)}, "length.frequency_range must rise from above 0, got 0.0 to 1.0"),
-            ({"frequency_range": (2.0, 1.0)}, "length.frequency_range must rise from above 0, got 2.0 to 1.0"),
+            (
+                {"frequency_range": (0.0, 1.0)},
+                "length.frequency_range must rise from above 0, got 0.0 to 1.0",
+            ),
+            (
+                {"frequency_range": (2.0, 1.0)},
+                "length.frequency_range must rise from above 0, got 2.0 to 1.0",
+            ),
             ({"gamma": 0.0}, "length.gamma and beta must be positive, got 0.0 and 1.0"),
             ({"beta": -1.0}, "length.gamma and beta must be positive, got 1.0 and -1.0"),
             ({"center": -1.0}, "length.center must not be negative, got -1.0"),

@@ -24,7 +24,8 @@ def parameter(*shape: int, seed: int = 0) -> nn.Parameter:
 
 def sparse(rows: list[int], values: Tensor) -> Tensor:
     """A gradient that names rows, perhaps twice."""
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, (ROWS, values.shape[1]), check_invariants=True)
+    size = (ROWS, values.shape[1])
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, size, check_invariants=True)
 
 
 STEPS = [[0, 2, 2, 5], [1], [5, 0, 0, 0], [3, 2], [2]]
@@ -105,7 +106,7 @@ class TestSparse:
             assert changed == sorted(set(rows))
 
     def test_first_step_by_hand(self) -> None:
-        """The first step is lr in the gradient's direction; the penalty adds weight_decay times the weight."""
+        """The first step is lr along the gradient's sign, weight_decay times the weight included."""
         table = nn.Parameter(torch.tensor([[2.0], [3.0], [4.0], [0.0], [0.0], [0.0]], dtype=torch.float64))
         table.grad = sparse([0, 1], torch.tensor([[5.0], [-1.0]], dtype=torch.float64))
         RowAdam([table], lr=0.1, eps=0.0, weight_decay=0.5).step()

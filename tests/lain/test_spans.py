@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def spans_of(*samples: list[int]) -> Spans:
 def samples_of(spans: Spans) -> list[list[int]]:
     """The table rows of each sample."""
     ends = spans.offsets.tolist()
-    return [spans.index[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+    return [spans.index[a:b].tolist() for a, b in pairwise(ends)]
 
 
 def pairs_of(spans: Spans) -> list[tuple[int, int]]:
@@ -69,8 +70,8 @@ class TestSpans:
         for _ in range(data.draw(st.integers(1, 5))):
             start = data.draw(st.integers(0, len(pool)))
             runs.append((start, data.draw(st.integers(0, len(pool) - start))))
-        start, count = torch.tensor(runs).unbind(1)
-        spans = Spans.from_runs(torch.tensor(pool, dtype=torch.long), start, count)
+        starts, counts = torch.tensor(runs).unbind(1)
+        spans = Spans.from_runs(torch.tensor(pool, dtype=torch.long), starts, counts)
         assert samples_of(spans) == [pool[a : a + n] for a, n in runs]
 
     @given(rows=ragged, count=st.integers(1, 10))
@@ -210,7 +211,9 @@ class TestDerivatives:
 
     @pytest.mark.parametrize("spans", SHAPES)
     def test_dot(self, spans: Spans) -> None:
-        self.check(lambda q, t: span_dot(q, t, spans), random(spans.samples, 2, 3), random(ROWS, 2, 3, seed=1))
+        self.check(
+            lambda q, t: span_dot(q, t, spans), random(spans.samples, 2, 3), random(ROWS, 2, 3, seed=1)
+        )
 
     @pytest.mark.parametrize("spans", SHAPES)
     def test_sum(self, spans: Spans) -> None:

@@ -74,6 +74,9 @@ class DIEN(Backbone):
                 torch.unflatten(take(states, place.flatten()), 0, place.shape) * plain[:, None]
             ).sum(-1)
             logits = logits.index_copy(0, place.flatten(), of_prompts.reshape(-1, 1))
+        offset = length.prompt_offset
+        if place is not None and offset is not None:
+            logits = logits.index_add(0, place.flatten(), offset.expand(place.numel(), 1))
         temperature = length.temperature("long")
         if temperature is not None:
             logits = logits / temperature.index_select(0, spans.row)[:, None]

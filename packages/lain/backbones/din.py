@@ -48,7 +48,8 @@ class DIN(Backbone):
     W [q; k; q - k; q * k] = (W_q + W_d) q + (W_k - W_d) k + W_p (q * k), so that the first two terms are
     computed once per sample and once per item.
 
-    The length bends q and k before the network (W_q1 is the identity) and divides a by tau; since the
+    Weights of prompts are multiplied by the exponential of the prompts' offset, if there is one. The
+    length bends q and k before the network (W_q1 is the identity) and divides a by tau; since the
     weights are not normalised, the keys' half acts here.
 
     Args:
@@ -112,6 +113,12 @@ class DIN(Backbone):
             query = torch.cat([query, target])
             shift = None if shift is None else torch.cat([shift, shift])
         weight = self._weigh(query, row, table, spans, shift)
+        offset = length.prompt_offset
+        if place is not None and offset is not None:
+            factor = torch.ones_like(weight).index_copy(
+                0, place.flatten(), offset.exp().expand(place.numel(), 1)
+            )
+            weight = weight * factor
         temperature = length.temperature("long")
         if temperature is not None:
             weight = weight / temperature.index_select(0, spans.row)[:, None]
