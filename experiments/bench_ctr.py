@@ -6,6 +6,8 @@ Generates data in the reczoo layout, trains on it for a bounded time and prints 
 are of whole training: loading, forward, loss, backward, clipping, optimiser. Each side runs in a process
 of its own, both take turns in the same run, and medians over batches are compared; base and LAIN take
 turns batch by batch. Sizes are LongCTR's own config templates with embedding 64 and MLP 1024-512-256.
+The floor is the time that the matrix products of a step would take at the machine's rate for large float32
+products, measured in the same run; a sparse product counts by its stored entries, so padding is not in it.
 
 ``--peer`` needs a FuxiCTR checkout and an interpreter that has what FuxiCTR needs (torch, pandas, pyarrow,
 polars, h5py, scikit-learn, keras_preprocessing, PyYAML, tqdm, six); nothing of it is part of this repository.

@@ -257,7 +257,9 @@ class Reference:
         if self.options.temperature == "encoded":
             assert history.encoding is not None
             return torch.exp((weight * history.encoding).sum())
-        gamma, beta = torch.log(1 + torch.exp(weight)) if self.options.positive else weight
+        if self.options.positive:
+            weight = torch.log(1 + torch.exp(weight))
+        gamma, beta = weight[0], weight[1]
         center = self.weights[f"length.modulation.{branch}.center"]
         return 1 + gamma * torch.sigmoid(-beta * (self.scaled(history.length) - center))
 

@@ -452,7 +452,7 @@ class TestBatches:
     @given(samples=ragged_samples())
     @settings(max_examples=10)
     def test_sharing_changes_no_number(self, name: str, samples: list[Sample]) -> None:
-        """Stretches pooled once or per sample give the same bits; items once or often, the same to rounding."""
+        """Stretches pooled once or per sample: the same bits; items once or often: the same to rounding."""
         options = LengthOptions(**PRESETS["lain"])
         twin = [*samples, *samples[::-1]]
         gradients, logits = [], []

@@ -36,19 +36,19 @@ def pytorch_gru(cell: GRU) -> nn.GRU:
     gru = nn.GRU(WIDTH, WIDTH).double()
     with torch.no_grad():
         for layer, weight, bias in (
-            (cell.input, gru.weight_ih_l0, gru.bias_ih_l0),
-            (cell.state, gru.weight_hh_l0, gru.bias_hh_l0),
+            (cell.input, "weight_ih_l0", "bias_ih_l0"),
+            (cell.state, "weight_hh_l0", "bias_hh_l0"),
         ):
-            for own, theirs in ((layer.weight, weight), (layer.bias, bias)):
-                update, reset, new = own.split(WIDTH)
-                theirs.copy_(torch.cat([reset, -update, new]))
+            for own, name in ((layer.weight, weight), (layer.bias, bias)):
+                update, reset, new = torch.split(own, WIDTH)
+                gru.get_parameter(name).copy_(torch.cat([reset, -update, new]))
     return gru
 
 
 def loop(cell: GRU, inputs: Tensor, weight: Tensor) -> Tensor:
     """The states after each input of one sample, from the class's equations."""
-    w_input, b_input = cell.input.weight.split(WIDTH), cell.input.bias.split(WIDTH)
-    w_state, b_state = cell.state.weight.split(WIDTH), cell.state.bias.split(WIDTH)
+    w_input, b_input = torch.split(cell.input.weight, WIDTH), torch.split(cell.input.bias, WIDTH)
+    w_state, b_state = torch.split(cell.state.weight, WIDTH), torch.split(cell.state.bias, WIDTH)
     h, states = inputs.new_zeros(WIDTH), []
     for x, a in zip(inputs, weight, strict=True):
         u = a * torch.sigmoid(w_input[0] @ x + b_input[0] + w_state[0] @ h + b_state[0])
@@ -85,9 +85,9 @@ class TestPackedSpans:
         cell, inputs = make_cell(), random(sum(counts), WIDTH)
         out = PackedSpans.of(spans_of(counts)).run(cell, inputs)
         gru = pytorch_gru(cell)
-        alone = torch.cat([gru(part)[0] if len(part) else part for part in inputs.split(counts)])
+        alone = torch.cat([gru(part)[0] if len(part) else part for part in torch.split(inputs, counts)])
         torch.testing.assert_close(out, alone, rtol=1e-12, atol=1e-14)
-        slow = torch.cat([loop(cell, part, torch.ones(len(part))) for part in inputs.split(counts)])
+        slow = torch.cat([loop(cell, part, torch.ones(len(part))) for part in torch.split(inputs, counts)])
         assert_same(out, slow, [inputs, *cell.parameters()])
 
     @given(counts=lengths)
@@ -96,7 +96,7 @@ class TestPackedSpans:
         weight = torch.rand(sum(counts), dtype=torch.float64).requires_grad_()
         packed = PackedSpans.of(spans_of(counts))
         out = packed.run(cell, inputs, weight)
-        parts = zip(inputs.split(counts), weight.split(counts), strict=True)
+        parts = zip(torch.split(inputs, counts), torch.split(weight, counts), strict=True)
         slow = [loop(cell, part, a) for part, a in parts]
         leaves = [inputs, weight, *cell.parameters()]
         assert_same(out, torch.cat(slow), leaves)
@@ -113,7 +113,8 @@ class TestPackedSpans:
         def states(inputs: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
             given = dict(zip(names, parameters, strict=True))
             gate = packed.place.argsort()
-            return torch.func.functional_call(cell, given, (inputs[gate], weight[gate], packed.sizes))
+            out: Tensor = torch.func.functional_call(cell, given, (inputs[gate], weight[gate], packed.sizes))
+            return out
 
         assert torch.autograd.gradcheck(states, (inputs, weight, *cell.parameters()))
 
