@@ -332,11 +332,11 @@ class Reference:
 
         long = torch.zeros_like(history.target)
         for number in range(self.sizes.hashes):
-            total = torch.zeros_like(history.target)
-            for item in [*self.prompts_of("long", history), *history.real()]:
-                if bits(item, number) == bits(history.target, number):
-                    total = total + item
-            if bool(total.detach().any()):  # nothing has no direction: it stays zero
+            met = [item for item in history.real() if bits(item, number) == bits(history.target, number)]
+            if met:  # prompts alone do not count
+                prompts = self.prompts_of("long", history)
+                met += [item for item in prompts if bits(item, number) == bits(history.target, number)]
+                total = sum(met, torch.zeros_like(history.target))
                 long = long + total / torch.sqrt((total**2).sum()) / self.sizes.hashes
         return torch.cat([self.short(history), long]), None
 

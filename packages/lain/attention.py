@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lain.length import LengthState
-from lain.spans import Spans, span_dot, span_softmax, span_sum
+from lain.spans import Spans, span_dot, span_softmax_with, span_sum
 
 Start = Literal["identity", "xavier"]
 
@@ -21,29 +21,13 @@ class AttentionRecord:
 
     Args:
         weight: Weight of each pair, head by head.
-        spans: The pairs, prompts included.
-        prompt_place: Pair numbers of the prompts, per sample; None without prompts.
+        spans: The pairs: real behaviours.
+        of_prompts: Weight of each prompt, head by head; no prompts, no weights.
     """
 
     weight: Float[Tensor, "pairs heads"]
     spans: Spans
-    prompt_place: Int[Tensor, "samples prompts"] | None
-
-
-def with_prompts(
-    table: Float[Tensor, "rows width"], spans: Spans, prompts: Float[Tensor, "samples prompts width"] | None
-) -> tuple[Float[Tensor, "more_rows width"], Spans, Int[Tensor, "samples prompts"] | None]:
-    """Append the prompts to the table and put them in front of the spans.
-
-    Returns:
-        The longer table, the longer spans, and the pair numbers of the prompts (None without any).
-    """
-    if prompts is None:
-        return table, spans, None
-    samples, count, _ = prompts.shape
-    number = torch.arange(samples * count, device=table.device).reshape(samples, count)
-    longer, place = spans.with_prefix(len(table) + number)
-    return torch.cat([table, prompts.flatten(0, 1).to(table.dtype)]), longer, place
+    of_prompts: Float[Tensor, "samples prompts heads"]
 
 
 def start_projection(layer: nn.Linear, start: Start) -> None:
@@ -120,29 +104,32 @@ class TargetAttention(nn.Module):
         spans: Spans,
         length: LengthState,
     ) -> tuple[Float[Tensor, "samples width"], AttentionRecord]:
-        """Attend over the spans, prompts in front."""
-        table, spans, place = with_prompts(table, spans, length.prompts(self.branch))
+        """Attend over the spans and the prompts."""
         plain = self.query(target)
-        query = length.query(self.branch, plain)
-        keys = self._split(self.key(table))
+        query, shift = length.query(self.branch, plain), length.key_shift(self.branch)
+        prompts = length.prompts(self.branch)
+        if prompts is None:
+            prompts = target.new_empty(len(target), 0, target.shape[1])
+        keys, prompt_keys = self._split(self.key(table)), self._split(self.key(prompts))
         logits = span_dot(self._split(query), keys, spans)
-        shift = length.key_shift(self.branch)
         if shift is not None:
-            logits = logits + (self._split(query) * self._split(shift)).sum(-1).index_select(0, spans.row)
-        if place is not None and length.plain_prompt_query:
-            prompt_keys = torch.unflatten(keys[-place.numel() :], 0, place.shape)
-            prompt_logits = torch.einsum("bhd,bkhd->bkh", self._split(plain), prompt_keys)
-            logits = logits.index_copy(0, place.flatten(), prompt_logits.flatten(0, 1).to(logits.dtype))
-        logits = logits / (keys.shape[-1] ** 0.5)
-        offset = length.prompt_offset
-        if place is not None and offset is not None:
-            logits = logits.index_add(0, place.flatten(), offset.expand(place.numel(), self.heads))
+            of_shift = (self._split(query) * self._split(shift)).sum(-1)
+            logits = logits + of_shift.index_select(0, spans.row)
+            prompt_keys = prompt_keys + self._split(shift)[:, None]
+        prompt_query = self._split(plain if length.plain_prompt_query else query)
+        prompt_logits = (prompt_keys * prompt_query[:, None]).sum(-1).to(logits.dtype)
+        root = keys.shape[-1] ** 0.5
+        logits, prompt_logits = logits / root, prompt_logits / root
+        if length.prompt_offset is not None:
+            prompt_logits = prompt_logits + length.prompt_offset
         temperature = length.temperature(self.branch)
         if temperature is not None:
             logits = logits / temperature.index_select(0, spans.row)[:, None]
-        weight = span_softmax(logits, spans)
+            prompt_logits = prompt_logits / temperature[:, None, None]
+        weight, of_prompts = span_softmax_with(logits, prompt_logits, spans)
         mixed = span_sum(weight, self._split(self.value(table)), spans)
-        return self.out(mixed.flatten(1)), AttentionRecord(weight.detach(), spans, place)
+        mixed = mixed + (of_prompts[..., None] * self._split(self.value(prompts))).sum(1)
+        return self.out(mixed.flatten(1)), AttentionRecord(weight.detach(), spans, of_prompts.detach())
 
-    def _split(self, x: Float[Tensor, "n attention"]) -> Float[Tensor, "n heads dim"]:
-        return torch.unflatten(x, 1, (self.heads, -1))
+    def _split(self, x: Float[Tensor, "*n attention"]) -> Float[Tensor, "*n heads dim"]:
+        return torch.unflatten(x, -1, (self.heads, -1))

@@ -248,7 +248,7 @@ class EvenBatches(Sampler[Int[np.ndarray, " samples"]]):
     def _deal(self) -> Int[np.ndarray, "strata batches"]:
         rng = np.random.default_rng((self.seed, self.epoch))
         rows = len(self.cost)
-        batches = -(-rows // self.batch_size)
+        batches = max(-(-rows // self.batch_size), 1)
         shuffled = rng.permutation(rows)
         strata = -(-rows // batches)
         dealt = np.full(strata * batches, -1, dtype=np.int64)

@@ -55,7 +55,7 @@ def normalised_entropy(weight: Float[Tensor, " pairs"], spans: Spans) -> Float[T
     zero = weight.new_zeros(spans.samples)
     p = weight / zero.index_add(0, spans.row, weight)[spans.row]
     entropy = zero.index_add(0, spans.row, -torch.special.xlogy(p, p))
-    return torch.where(spans.lengths > 1, entropy / spans.lengths.log(), torch.nan)
+    return torch.where(spans.lengths > 1, entropy / spans.lengths.to(p.dtype).log(), torch.nan)
 
 
 def attention_shape(record: AttentionRecord) -> dict[str, Float[Tensor, " samples"]]:
@@ -63,21 +63,14 @@ def attention_shape(record: AttentionRecord) -> dict[str, Float[Tensor, " sample
 
     Heads are averaged.
     """
-    weight, spans = record.weight.double(), record.spans
-    real = torch.ones(len(spans.index), dtype=torch.bool, device=weight.device)
-    if record.prompt_place is not None:
-        real[record.prompt_place.flatten()] = False
-    behaviours = spans.select(real)
-    heads = [weight[real, h] for h in range(weight.shape[1])]
-    share = weight.new_zeros(spans.samples)
-    if record.prompt_place is not None:
-        absolute = weight.abs()
-        total = absolute.new_zeros(spans.samples, weight.shape[1]).index_add(0, spans.row, absolute)
-        share = (absolute[record.prompt_place].sum(1) / total).mean(1)
+    weight, of_prompts, spans = record.weight.double(), record.of_prompts.double().abs(), record.spans
+    heads = weight.unbind(1)
+    prompts = of_prompts.sum(1)
+    total = prompts.index_add(0, spans.row, weight.abs())
     return {
-        "gini": torch.stack([gini(w, behaviours) for w in heads]).mean(0),
-        "entropy": torch.stack([normalised_entropy(w, behaviours) for w in heads]).mean(0),
-        "prompt_mass": share,
+        "gini": torch.stack([gini(w, spans) for w in heads]).mean(0),
+        "entropy": torch.stack([normalised_entropy(w, spans) for w in heads]).mean(0),
+        "prompt_mass": torch.where(total > 0, prompts / total, 0).mean(1),
     }
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from lain.spans import take
 
 Preset = Literal[
     "base",
@@ -49,6 +50,7 @@ class LengthOptions:
         frequencies: Number d_f of learned frequencies w of the spectral encoder.
         frequency_range: Smallest and largest starting frequency, in radians per unit of the scaled
             length; spaced geometrically.
+        hidden: Hidden width of the encoder's and the prompts' MLP.
         prompts: Number k of prompt vectors put in front of a history; 0 switches prompting off.
         prompt_start: ``zero`` starts the prompts' last layer at zero, ``random`` at its usual start.
         prompt_query: Which query scores the prompts: the ``plain`` one, or the ``modulated`` one.
@@ -56,7 +58,8 @@ class LengthOptions:
         query: ``additive``: Q' = W_q [Q; e] = W_q1 Q + W_q2 e, as published. ``multiplicative``:
             Q' = W_q1 Q * (1 + W_q2 e), which acts differently on different targets (ours).
         keys: Also K' = W_k [K; e], as published. All keys of a history share e, so under a softmax
-            this cancels exactly; it acts in DIN, whose weights are not normalised.
+            this cancels exactly (but for prompts scored with another query); it acts in DIN, whose
+            weights are not normalised.
         modulation_start: ``zero`` or ``random`` start of W_q2 and W_k2.
         prompt_offset: Start of a learned number added to the prompts' logits; below 0, prompts hold
             little of the attention until they have learned something. 0: no such number.
@@ -78,6 +81,7 @@ class LengthOptions:
     scale: Literal["log", "raw"] = "log"
     frequencies: int = 16
     frequency_range: tuple[float, float] = (0.1, 10.0)
+    hidden: int = 32
     prompts: int = 0
     prompt_start: Literal["zero", "random"] = "zero"
     prompt_query: Literal["plain", "modulated"] = "plain"
@@ -100,6 +104,8 @@ class LengthOptions:
         wrong = []
         if self.frequencies < 1:
             wrong.append(f"frequencies must be at least 1, got {self.frequencies}")
+        if self.hidden < 1:
+            wrong.append(f"hidden must be at least 1, got {self.hidden}")
         if self.prompts < 0:
             wrong.append(f"prompts must not be negative, got {self.prompts}")
         low, high = self.frequency_range
@@ -161,6 +167,7 @@ class LengthConfig:
     scale: Literal["log", "raw"] | None = None
     frequencies: int | None = None
     frequency_range: tuple[float, float] | None = None
+    hidden: int | None = None
     prompts: int | None = None
     prompt_start: Literal["zero", "random"] | None = None
     prompt_query: Literal["plain", "modulated"] | None = None
@@ -200,15 +207,18 @@ class SpectralLengthEncoder(nn.Module):
         width: Width d of the encoding.
         frequencies: Number d_f of frequencies.
         frequency_range: Smallest and largest starting frequency.
+        hidden: Hidden width of the MLP.
     """
 
-    def __init__(self, *, width: int, frequencies: int, frequency_range: tuple[float, float]) -> None:
+    def __init__(
+        self, *, width: int, frequencies: int, frequency_range: tuple[float, float], hidden: int
+    ) -> None:
         super().__init__()
         low, high = (math.log(f) for f in frequency_range)
         self.frequency = nn.Parameter(torch.linspace(low, high, frequencies).exp())
         self.project = nn.Linear(2 * frequencies, width)
         self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self, scaled: Float[Tensor, " samples"]) -> Float[Tensor, "samples width"]:
         """The encodings of scaled lengths."""
@@ -227,18 +237,25 @@ class LengthPrompt(nn.Module):
     Args:
         width: Width d of a behaviour.
         prompts: Number k of prompts.
+        hidden: Hidden width of the MLP.
         start: ``zero`` or ``random`` start of the last layer.
         offset: Start of the learned number added to the prompts' logits; 0 for none.
     """
 
     def __init__(
-        self, *, width: int, prompts: int, start: Literal["zero", "random"], offset: float = 0.0
+        self,
+        *,
+        width: int,
+        prompts: int,
+        hidden: int,
+        start: Literal["zero", "random"],
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.tensor(offset)) if offset else None
         self.prompts = prompts
-        last = nn.Linear(width, prompts * width)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
+        last = nn.Linear(hidden, prompts * width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
         if start == "zero":
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -351,11 +368,18 @@ class LengthAdapter(nn.Module):
         self.encoder = self.prompt = None
         if options.encoded:
             self.encoder = SpectralLengthEncoder(
-                width=width, frequencies=options.frequencies, frequency_range=options.frequency_range
+                width=width,
+                frequencies=options.frequencies,
+                frequency_range=options.frequency_range,
+                hidden=options.hidden,
             )
         if options.prompts:
             self.prompt = LengthPrompt(
-                width=width, prompts=options.prompts, start=options.prompt_start, offset=options.prompt_offset
+                width=width,
+                prompts=options.prompts,
+                hidden=options.hidden,
+                start=options.prompt_start,
+                offset=options.prompt_offset,
             )
         bends = options.query != "none" or options.keys or options.temperature != "none"
         self.modulation = nn.ModuleDict(
@@ -374,11 +398,21 @@ class LengthAdapter(nn.Module):
         return self.encoder.project.out_features if self.encoder and self.options.head != "none" else 0
 
     def forward(self, length: Int[Tensor, " samples"], dtype: torch.dtype) -> LengthState:
-        """What there is to say about a batch's true lengths, in the backbone's number format."""
+        """What there is to say about a batch's true lengths, in the backbone's number format.
+
+        Each different length is encoded once.
+        """
         scaled = scale_length(length, self.options.scale, dtype)
-        encoding = self.encoder(scaled) if self.encoder is not None else None
-        prompts = self.prompt(encoding) if self.prompt is not None else None
-        return LengthState(self, length, scaled, encoding, prompts)
+        if self.encoder is None:
+            return LengthState(self, length, scaled, None, None)
+        different, which = torch.unique(scaled, return_inverse=True)
+        encoding = self.encoder(different)
+        prompts = None
+        if self.prompt is not None:
+            prompts = torch.unflatten(
+                take(self.prompt(encoding).flatten(1), which), 1, (self.prompt.prompts, -1)
+            )
+        return LengthState(self, length, scaled, take(encoding, which), prompts)
 
 
 @dataclass(frozen=True, eq=False)

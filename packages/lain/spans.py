@@ -166,13 +166,32 @@ def span_scatter(
 
 def span_softmax(logits: Float[Tensor, "pairs heads"], spans: Spans) -> Float[Tensor, "pairs heads"]:
     """Softmax over the pairs of each sample, head by head, stable for logits of any size."""
+    return span_softmax_with(logits, logits.new_empty(spans.samples, 0, logits.shape[1]), spans)[0]
+
+
+def span_softmax_with(
+    logits: Float[Tensor, "pairs heads"], extra: Float[Tensor, "samples extra heads"], spans: Spans
+) -> tuple[Float[Tensor, "pairs heads"], Float[Tensor, "samples extra heads"]]:
+    """One softmax over the pairs of each sample and a fixed number of further logits.
+
+    Args:
+        logits: Logits of the pairs.
+        extra: Further logits of each sample, the prompts' say.
+        spans: The pairs of each sample.
+
+    Returns:
+        The weights of the pairs, and those of the further logits; together they sum to 1.
+    """
     heads = logits.shape[1]
     with torch.no_grad():
-        lowest = logits.new_full((spans.samples, heads), float("-inf"))
-        peak = lowest.scatter_reduce(0, spans.row[:, None].expand(-1, heads), logits, "amax")
+        peak = logits.new_full((spans.samples, heads), float("-inf"))
+        peak.scatter_reduce_(0, spans.row[:, None].expand(-1, heads), logits, "amax")
+        if extra.shape[1]:
+            peak = torch.maximum(peak, extra.amax(1))
     weight = torch.exp(logits - peak.index_select(0, spans.row))
-    total = logits.new_zeros(spans.samples, heads).index_add(0, spans.row, weight)
-    return weight / total.index_select(0, spans.row)
+    of_extra = torch.exp(extra - peak[:, None])
+    total = of_extra.sum(1).index_add(0, spans.row, weight)
+    return weight / total.index_select(0, spans.row), of_extra / total[:, None]
 
 
 def take(table: Float[Tensor, "rows width"], index: Int[Tensor, " pairs"]) -> Float[Tensor, "pairs width"]:
@@ -303,7 +322,7 @@ class _Take(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        return _sum_by(index, grad, ctx.rows), None
+        return _sum_by(index, _full(grad), ctx.rows).to(grad.dtype), None
 
 
 def _sum_by(index: Tensor, values: Tensor, rows: int) -> Tensor:
@@ -328,7 +347,7 @@ class _PairLinear(torch.autograd.Function):
         out = query.new_empty(len(row), len(weight))
         with torch.autocast(query.device.type, enabled=False):
             for piece in _PairLinear.pieces(row, query.shape[1], query.device):
-                product = query[row[piece]].mul_(table[index[piece]])
+                product = query.index_select(0, row[piece]).mul_(table.index_select(0, index[piece]))
                 torch.mm(product, weight.T, out=out[piece])
         return out
 
@@ -338,7 +357,7 @@ class _PairLinear(torch.autograd.Function):
         query, row, table, index, weight = ctx.saved_tensors
         d_query, d_table, d_weight = (torch.zeros_like(x) for x in (query, table, weight))
         for piece in _PairLinear.pieces(row, query.shape[1], query.device):
-            q, k, g = query[row[piece]], table[index[piece]], grad[piece]
+            q, k, g = query.index_select(0, row[piece]), table.index_select(0, index[piece]), grad[piece]
             d_weight.addmm_(g.T, q * k)
             d_product = g @ weight
             d_query.index_add_(0, row[piece], k.mul_(d_product))

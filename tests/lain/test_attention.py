@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lain.attention import TargetAttention, start_projection, with_prompts
+from lain.attention import TargetAttention, start_projection
 from lain.length import LengthAdapter, LengthOptions, LengthState
 from lain.spans import Spans
 
@@ -38,20 +38,6 @@ def ask(adapter: LengthAdapter, *lengths: int) -> LengthState:
     return state
 
 
-class TestWithPrompts:
-    def test_none(self) -> None:
-        table, spans = torch.randn(3, 2), spans_of([0, 1])
-        assert with_prompts(table, spans, None) == (table, spans, None)
-
-    def test_in_front(self) -> None:
-        prompts = torch.arange(8.0).reshape(2, 2, 2) + 100
-        table, spans, place = with_prompts(torch.zeros(3, 2), spans_of([1, 2], []), prompts)
-        assert spans.lengths.tolist() == [4, 2]
-        assert place is not None
-        assert torch.equal(table[spans.index[place]], prompts)
-        assert spans.index[2:4].tolist() == [1, 2]
-
-
 class TestTargetAttention:
     def test_one_head_by_hand(self) -> None:
         """Logits 1/sqrt(2) * (log 9 * sqrt(2), 0) = (log 9, 0): weights 0.9 and 0.1."""
@@ -60,7 +46,7 @@ class TestTargetAttention:
         out, record = attention(target, tensor([1.0, 0.0], [0.0, 1.0]), spans_of([0, 1]), ask(adapter, 2))
         torch.testing.assert_close(out, tensor([0.9, 0.1]))
         torch.testing.assert_close(record.weight, tensor([0.9], [0.1]))
-        assert record.prompt_place is None
+        assert record.of_prompts.shape == (1, 0, 1)
 
     def test_two_heads_by_hand(self) -> None:
         """Each head of width 1 sees its own coordinate of target and behaviours."""
@@ -87,16 +73,15 @@ class TestTargetAttention:
         attention, adapter = make(2, 1, LengthOptions(prompts=2))
         target = tensor([math.log(2) * math.sqrt(2), 0.0])
         out, record = attention(target, tensor([1.0, 5.0]), spans_of([0]), ask(adapter, 1))
-        torch.testing.assert_close(record.weight, tensor([0.25], [0.25], [0.5]))
+        torch.testing.assert_close(record.weight, tensor([0.5]))
+        torch.testing.assert_close(record.of_prompts, tensor([0.25], [0.25])[None])
         torch.testing.assert_close(out, tensor([0.5, 2.5]))
-        assert record.prompt_place is not None
-        assert record.prompt_place.tolist() == [[0, 1]]
 
     @pytest.mark.parametrize("plain", [True, False])
     def test_which_query_scores_the_prompts(self, plain: bool) -> None:
         """Q' = (1 + shift) target; a prompt is scored with the target itself, or with Q' too."""
         options = LengthOptions(
-            prompts=1, query="multiplicative", prompt_query="plain" if plain else "modulated"
+            prompts=1, hidden=1, query="multiplicative", prompt_query="plain" if plain else "modulated"
         )
         attention, adapter = make(1, 1, options)
         with torch.no_grad():
@@ -111,7 +96,8 @@ class TestTargetAttention:
                 adapter.get_parameter(name).fill_(value)
         _, record = attention(tensor([1.0]), tensor([1.0]), spans_of([0]), ask(adapter, 1))
         weight = 1 / (1 + math.exp(2)) if plain else 0.5
-        torch.testing.assert_close(record.weight, tensor([weight], [1 - weight]))
+        torch.testing.assert_close(record.weight, tensor([1 - weight]))
+        torch.testing.assert_close(record.of_prompts, tensor([weight])[None])
 
     def test_nothing_to_attend_to(self) -> None:
         attention, adapter = make(2, 2)

@@ -298,8 +298,7 @@ class TestReference:
         samples = [Sample((1, 2, 3, 5, 6, 7, 9), 8, 7, {"user_id": 1, "hour": 1}), *SAMPLES]
         assert_equals_reference(model, name, samples, make_batch(samples))
         kept = answers(model, samples).attention["long"].spans
-        prompts = model.length.options.prompts
-        assert make_batch(samples).items[kept.index[prompts : kept.offsets[1]]].tolist() == [5, 6, 7, 9]
+        assert make_batch(samples).items[kept.index[: kept.offsets[1]]].tolist() == [5, 6, 7, 9]
 
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("preset", ["base", "lain", "lain-published", "lain-plus"])

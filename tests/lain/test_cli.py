@@ -107,7 +107,9 @@ def test_a_run_folder_holds_what_it_promises(run: Path, world: Path) -> None:
     assert ((score > 0) & (score < 1)).all()
     record = json.loads((run / "record.json").read_text())
     assert record["finished"] is not None
-    assert {"test/auc", "test/gauc", "test/logloss", "test/calibration", "test/auc/0-100"} <= set(record["metrics"])
+    assert {"test/auc", "test/gauc", "test/logloss", "test/calibration", "test/auc/0-100"} <= set(
+        record["metrics"]
+    )
 
 
 def test_evaluate_finds_the_metrics_that_training_recorded(run: Path) -> None:
@@ -118,7 +120,9 @@ def test_evaluate_finds_the_metrics_that_training_recorded(run: Path) -> None:
     assert found == {k: pytest.approx(recorded[f"test/{k}"], abs=1e-12) for k in found}
 
 
-def test_predict_scores_another_world_and_refuses_another_kind(run: Path, world: Path, tmp_path: Path) -> None:
+def test_predict_scores_another_world_and_refuses_another_kind(
+    run: Path, world: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
     result = lain("predict", run, other, "--split", "valid")
@@ -201,7 +205,9 @@ def test_every_mistake_in_a_config_is_named_at_once(config: Path) -> None:
 
 
 def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
-    (line,) = fails("train", config, *SMALL, "model.backbone=din", "length.preset=lain", "length.branches=[short]")
+    (line,) = fails(
+        "train", config, *SMALL, "model.backbone=din", "length.preset=lain", "length.branches=[short]"
+    )
     assert "short" in line
 
 

@@ -105,8 +105,9 @@ class TestEntropy:
 class TestShape:
     def test_prompts_are_set_apart(self) -> None:
         """Two heads; one prompt in front; gini and entropy over the behaviours alone."""
-        weight = torch.tensor([[0.5, 0.2], [0.125, 0.4], [0.375, 0.4], [1.0, 1.0]])
-        record = AttentionRecord(weight, spans_of(3, 1), torch.tensor([[0], [3]]))
+        of_prompts = torch.tensor([[[0.5, 0.2]], [[1.0, 1.0]]])
+        weight = torch.tensor([[0.125, 0.4], [0.375, 0.4]])
+        record = AttentionRecord(weight, spans_of(2, 0), of_prompts)
         shape = attention_shape(record)
         assert shape["prompt_mass"].tolist() == pytest.approx([0.35, 1.0], rel=1e-6)
         assert shape["gini"][0].item() == pytest.approx((0.25 + 0) / 2, abs=1e-7)
@@ -116,7 +117,9 @@ class TestShape:
         assert math.isnan(shape["entropy"][1])
 
     def test_without_prompts(self) -> None:
-        shape = attention_shape(AttentionRecord(torch.tensor([[0.25], [0.75]]), spans_of(2), None))
+        shape = attention_shape(
+            AttentionRecord(torch.tensor([[0.25], [0.75]]), spans_of(2), torch.empty(1, 0, 1))
+        )
         assert shape["prompt_mass"].tolist() == [0.0]
         assert shape["gini"].tolist() == pytest.approx([0.25])
 

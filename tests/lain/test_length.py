@@ -58,7 +58,7 @@ class TestScale:
 class TestEncoder:
     def test_by_hand(self) -> None:
         """Width 2: the norm gives +-1, so e = W relu(+-1) + b."""
-        encoder = SpectralLengthEncoder(width=2, frequencies=1, frequency_range=(1.0, 1.0)).double()
+        encoder = SpectralLengthEncoder(width=2, hidden=2, frequencies=1, frequency_range=(1.0, 1.0)).double()
         assert encoder.frequency.tolist() == [1.0]
         fill(
             encoder,
@@ -75,17 +75,19 @@ class TestEncoder:
         assert quarter == pytest.approx([10 + one, 20 + 3 * one], rel=1e-12)
 
     def test_frequencies_start_geometrically(self) -> None:
-        encoder = SpectralLengthEncoder(width=2, frequencies=3, frequency_range=(0.1, 10.0))
+        encoder = SpectralLengthEncoder(width=2, hidden=2, frequencies=3, frequency_range=(0.1, 10.0))
         assert encoder.frequency.tolist() == pytest.approx([0.1, 1.0, 10.0], rel=1e-6)
         assert encoder.frequency.requires_grad
 
     def test_one_frequency(self) -> None:
-        encoder = SpectralLengthEncoder(width=2, frequencies=1, frequency_range=(0.5, 2.0))
+        encoder = SpectralLengthEncoder(width=2, hidden=2, frequencies=1, frequency_range=(0.5, 2.0))
         assert encoder.frequency.tolist() == pytest.approx([0.5], rel=1e-6)
 
     def test_lengths_are_told_apart(self) -> None:
         torch.manual_seed(0)
-        encoder = SpectralLengthEncoder(width=8, frequencies=16, frequency_range=(0.1, 10.0)).double()
+        encoder = SpectralLengthEncoder(
+            width=8, hidden=8, frequencies=16, frequency_range=(0.1, 10.0)
+        ).double()
         lengths = torch.tensor([0, 1, 5, 50, 51, 100, 500, 1000])
         codes = encoder(scale_length(lengths, "log", torch.float64))
         apart = torch.cdist(codes, codes) + torch.eye(len(lengths))
@@ -94,18 +96,20 @@ class TestEncoder:
 
 class TestPrompt:
     def test_by_hand(self) -> None:
-        prompt = LengthPrompt(width=2, prompts=2, start="random").double()
+        prompt = LengthPrompt(width=2, prompts=2, hidden=2, start="random").double()
         fill(prompt, mlp__0__weight=torch.eye(2), mlp__2__weight=torch.arange(8.0).reshape(4, 2))
         out = prompt(torch.tensor([[1.0, -5.0]], dtype=torch.float64))
         assert out.tolist() == [[[0.0, 2.0], [4.0, 6.0]]]
 
     def test_starts(self) -> None:
         code = torch.randn(3, WIDTH)
-        assert torch.equal(LengthPrompt(width=WIDTH, prompts=2, start="zero")(code), torch.zeros(3, 2, WIDTH))
-        assert LengthPrompt(width=WIDTH, prompts=2, start="random")(code).abs().min() > 0
+        assert torch.equal(
+            LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero")(code), torch.zeros(3, 2, WIDTH)
+        )
+        assert LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="random")(code).abs().min() > 0
 
     def test_zero_start_learns(self) -> None:
-        prompt = LengthPrompt(width=WIDTH, prompts=2, start="zero")
+        prompt = LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero")
         prompt(torch.randn(3, WIDTH)).sum().backward()
         gradient = prompt.get_parameter("mlp.2.weight").grad
         assert gradient is not None
@@ -113,10 +117,10 @@ class TestPrompt:
 
     def test_offset(self) -> None:
         """A learned number that starts as said; without one there is no weight."""
-        prompt = LengthPrompt(width=WIDTH, prompts=2, start="zero", offset=-3.0)
+        prompt = LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero", offset=-3.0)
         assert isinstance(prompt.offset, nn.Parameter)
         assert prompt.offset.item() == -3.0
-        assert LengthPrompt(width=WIDTH, prompts=2, start="zero").offset is None
+        assert LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero").offset is None
         state = state_of(LengthOptions(prompts=2, prompt_offset=-3.0), [5])
         assert answer(state.prompt_offset).item() == -3.0
         assert state_of(LengthOptions(prompts=2), [5]).prompt_offset is None

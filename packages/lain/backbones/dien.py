@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord, with_prompts
+from lain.attention import AttentionRecord
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
 from lain.recurrence import GRU, PackedSpans
@@ -60,26 +60,30 @@ class DIEN(Backbone):
         length: LengthState,
     ) -> Interests:
         """The evolved interest."""
-        table, spans, place = with_prompts(table, spans, length.prompts("long"))
-        packed = PackedSpans.of(spans)
-        states = packed.run(self.extract, take(table, spans.index))
+        prompts = length.prompts("long")
+        count = 0 if prompts is None else prompts.shape[1]
+        rows = torch.arange(len(target) * count, device=target.device).reshape(len(target), count)
+        read, place = spans.with_prefix(len(table) + rows)
+        items = table if prompts is None else torch.cat([table, prompts.flatten(0, 1).to(table.dtype)])
+        packed = PackedSpans.of(read)
+        states = packed.run(self.extract, take(items, read.index))
         plain = self.relevance(target)
-        query = length.query("long", plain)
-        logits = (states * take(query, spans.row)).sum(1, keepdim=True)
-        shift = length.key_shift("long")
+        query, shift = length.query("long", plain), length.key_shift("long")
+        logits = (states * take(query, read.row)).sum(1)
         if shift is not None:
-            logits = logits + (query * shift).sum(1, keepdim=True).index_select(0, spans.row)
-        if place is not None and length.plain_prompt_query:
-            of_prompts = (
-                torch.unflatten(take(states, place.flatten()), 0, place.shape) * plain[:, None]
-            ).sum(-1)
-            logits = logits.index_copy(0, place.flatten(), of_prompts.reshape(-1, 1))
-        offset = length.prompt_offset
-        if place is not None and offset is not None:
-            logits = logits.index_add(0, place.flatten(), offset.expand(place.numel(), 1))
+            logits = logits + (query * shift).sum(1).index_select(0, read.row)
+        first = place.flatten()
+        if count and length.plain_prompt_query:
+            keys = torch.unflatten(take(states, first), 0, place.shape)
+            keys = keys if shift is None else keys + shift[:, None]
+            logits = logits.index_copy(0, first, (keys * plain[:, None]).sum(-1).flatten().to(logits.dtype))
+        if count and length.prompt_offset is not None:
+            logits = logits.index_add(0, first, length.prompt_offset.expand(len(first)).to(logits.dtype))
         temperature = length.temperature("long")
         if temperature is not None:
-            logits = logits / temperature.index_select(0, spans.row)[:, None]
-        weight = span_softmax(logits, spans)
+            logits = logits / temperature.index_select(0, read.row)
+        weight = span_softmax(logits[:, None], read)
         interest = packed.last(packed.run(self.evolve, states, weight[:, 0]))
-        return Interests(interest, attention={"long": AttentionRecord(weight.detach(), spans, place)})
+        real = torch.ones_like(read.index, dtype=torch.bool).index_fill_(0, first, False)
+        record = AttentionRecord(weight.detach()[real], spans, weight.detach()[place])
+        return Interests(interest, attention={"long": record})

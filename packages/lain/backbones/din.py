@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord, with_prompts
+from lain.attention import AttentionRecord
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
 from lain.spans import Spans, pair_linear, span_sum, take
@@ -103,42 +103,40 @@ class DIN(Backbone):
         spans: Spans,
         length: LengthState,
     ) -> Interests:
-        """The weighted sum of behaviours."""
-        table, spans, place = with_prompts(table, spans, length.prompts("long"))
-        query, row = length.query("long", target), spans.row
-        shift = length.key_shift("long")
-        if place is not None and length.plain_prompt_query and query is not target:
-            # Prompts are scored with the plain target: a second query per sample, used by prompts alone.
-            row = row.index_add(0, place.flatten(), torch.full_like(place.flatten(), len(target)))
-            query = torch.cat([query, target])
-            shift = None if shift is None else torch.cat([shift, shift])
-        weight = self._weigh(query, row, table, spans, shift)
-        offset = length.prompt_offset
-        if place is not None and offset is not None:
-            factor = torch.ones_like(weight).index_copy(
-                0, place.flatten(), offset.exp().expand(place.numel(), 1)
-            )
-            weight = weight * factor
+        """The weighted sum of behaviours and prompts."""
+        query, shift = length.query("long", target), length.key_shift("long")
+        prompts = length.prompts("long")
+        if prompts is None:
+            prompts = target.new_empty(len(target), 0, target.shape[1])
+        of_product = pair_linear(query, spans.row, table, spans.index, self.of_product.weight)
+        of_query = self._of_query(query, shift)
+        pairs = take(of_query, spans.row) + take(self._of_key(table), spans.index) + of_product
+        prompt_query = target if length.plain_prompt_query else query
+        of_prompts = self._of_query(prompt_query, shift)[:, None] + self._of_key(prompts)
+        of_prompts = of_prompts + self.of_product(prompt_query[:, None] * prompts)
+        # One batch, since the activation looks at all of it.
+        scored = self.network(torch.cat([pairs, of_prompts.flatten(0, 1)]))
+        weight, prompt_weight = scored[: len(pairs)], scored[len(pairs) :].view(*prompts.shape[:2], 1)
+        if length.prompt_offset is not None:
+            prompt_weight = prompt_weight * length.prompt_offset.exp()
         temperature = length.temperature("long")
         if temperature is not None:
             weight = weight / temperature.index_select(0, spans.row)[:, None]
-        interest = span_sum(weight, table[:, None], spans)[:, 0]
-        return Interests(interest, attention={"long": AttentionRecord(weight.detach(), spans, place)})
+            prompt_weight = prompt_weight / temperature[:, None, None]
+        interest = span_sum(weight, table[:, None], spans)[:, 0] + (prompt_weight * prompts).sum(1)
+        record = AttentionRecord(weight.detach(), spans, prompt_weight.detach())
+        return Interests(interest, attention={"long": record})
 
-    def _weigh(
-        self,
-        query: Float[Tensor, "queries width"],
-        row: Int[Tensor, " pairs"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
-        shift: Float[Tensor, "queries width"] | None,
-    ) -> Float[Tensor, "pairs 1"]:
-        of_query = self.of_query(query) + self.of_difference(query)
-        of_key = self.of_key(table) - self.of_difference(table)
+    def _of_query(
+        self, query: Float[Tensor, "samples width"], shift: Float[Tensor, "samples width"] | None
+    ) -> Float[Tensor, "samples units"]:
+        """What the first layer takes from the query alone, and from what the length adds to all keys."""
+        out: Tensor = self.of_query(query) + self.of_difference(query)
         if shift is not None:
-            of_query = (
-                of_query + self.of_key(shift) - self.of_difference(shift) + self.of_product(query * shift)
-            )
-        of_product = pair_linear(query, row, table, spans.index, self.of_product.weight)
-        out: Tensor = self.network(take(of_query, row) + take(of_key, spans.index) + of_product)
+            out = out + self._of_key(shift) + self.of_product(query * shift)
+        return out
+
+    def _of_key(self, items: Float[Tensor, "*n width"]) -> Float[Tensor, "*n units"]:
+        """What the first layer takes from the key alone."""
+        out: Tensor = self.of_key(items) - self.of_difference(items)
         return out

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lain.attention import Start, TargetAttention, with_prompts
+from lain.attention import Start, TargetAttention
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
 from lain.spans import Spans, span_sum
@@ -22,7 +22,8 @@ class SDIM(Backbone):
     length, of the behaviours whose m-th hash equals the target's; short = attention over the last
     ``short_length`` behaviours. Source: Cao et al., SDIM, CIKM 2022, eq. 9-12; the projections are
     fixed. The long branch has no logits, so the length bends only its prompts, which are hashed like
-    any behaviour; a zero prompt adds nothing.
+    any behaviour; a hash in which no real behaviour meets the target adds nothing, since a prompt alone
+    would count in full however short it is.
 
     Args:
         width: Width d of an item's vector.
@@ -90,12 +91,17 @@ class SDIM(Backbone):
     ) -> Interests:
         """Short interest beside the sums of colliding behaviours."""
         short, record = self.short(target, table, spans.tail(self.short_length), length)
-        table, spans, _ = with_prompts(table, spans, length.prompts("long"))
         of_item, of_target = self.signature(table), self.signature(target)
+        prompts = length.prompts("long")
+        if prompts is not None:
+            of_prompt = torch.unflatten(self.signature(prompts.flatten(0, 1)), 0, prompts.shape[:2])
         long = torch.zeros_like(target)
         for m in range(self.hashes):
             met = spans.select(of_item[:, m][spans.index] == of_target[:, m][spans.row])
-            weight = table.new_ones(len(met.index), 1)
-            total = span_sum(weight, table[:, None], met)[:, 0]
-            long = long + nn.functional.normalize(total, dim=1) / self.hashes
+            total = span_sum(table.new_ones(len(met.index), 1), table[:, None], met)[:, 0]
+            if prompts is not None:
+                total = total + (prompts * (of_prompt[..., m] == of_target[:, m, None])[..., None]).sum(1)
+            some = (met.lengths > 0)[:, None]
+            unit = nn.functional.normalize(torch.where(some, total, 1), dim=1)
+            long = long + torch.where(some, unit, 0) / self.hashes
         return Interests(torch.cat([short, long], 1), attention={"short": record})
