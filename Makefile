@@ -4,6 +4,7 @@ STUDY ?= world
 SEEDS ?=
 DATA ?=
 PEER ?=
+PEER_PYTHON ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
@@ -20,6 +21,7 @@ help: ## This list
 	@printf '  DATA=path            the data set of a study on real data\n'
 	@printf '  SEEDS=3              how many seeds, instead of the number that the study names\n'
 	@printf '  PEER=path            a FuxiCTR checkout to compare the speed with\n'
+	@printf '  PEER_PYTHON=path     the Python that runs it, if not that of .venv\n'
 	@printf '  PYTHON=python3       the Python (3.11 or later) that .venv is made with\n'
 
 setup: $(STAMP) ## Make .venv; with an NVIDIA driver it takes the GPU libraries too
@@ -71,7 +73,8 @@ reproduce-retrieval: ## Retrieval with counterfactual hard negatives: not there 
 	@echo 'error: reproduce-retrieval does not exist yet; only reproduce-ctr does' >&2; exit 2
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
-	$(BIN)/python experiments/bench_ctr.py $(if $(PEER),--peer '$(PEER)')
+	$(BIN)/python experiments/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \
+		$(if $(PEER_PYTHON),--peer-python '$(PEER_PYTHON)')
 
 clean: ## Remove .venv, caches and build artefacts; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -376,7 +376,10 @@ def load(
     try:
         config = OmegaConf.create(_plain(base or {}))
         if path is not None:
-            config = OmegaConf.merge(config, OmegaConf.create(_read(path, mistakes)))
+            content_of_file = _read(path, mistakes)
+            if not path.is_file():  # what else is missing would only follow from that
+                raise ConfigError(*mistakes)
+            config = OmegaConf.merge(config, OmegaConf.create(content_of_file))
         for override in overrides:
             key, separator, text = override.partition("=")
             key = key.strip()

@@ -260,7 +260,7 @@ def test_a_split_with_one_class_has_null_metrics_with_a_reason_and_the_run_goes_
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "one" / "record.json").read_text())
     assert record["metrics"]["test/auc"] is None
-    assert "class" in record["reasons"]["test/auc"]
+    assert "label 1" in record["reasons"]["test/auc"]
     assert record["metrics"]["test/logloss"] > 0
 
 
