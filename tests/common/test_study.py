@@ -148,8 +148,11 @@ def test_runs_that_fail_or_die_do_not_stop_the_others(tmp_path: Path) -> None:
 def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
     """Otherwise an orphan and its successor would write into one folder."""
     program = (
-        "from pathlib import Path\nfrom fake_train import small\nfrom common.study import RunSpec, run\n"
+        "import signal\nfrom pathlib import Path\nfrom fake_train import small\n"
+        "from common.study import RunSpec, run\n"
         "if __name__ == '__main__':\n"
+        # a shell in the background starts its children deaf to the keyboard's signal
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"    run([RunSpec('a', 'a', 'base', 0, '', {{'do': 'sleep'}})], small, Path({str(tmp_path)!r}))\n"
     )
     script = tmp_path / "script.py"
