@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +166,25 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
         write(tmp_path / "file" / "store")
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """The operating system refuses to let a file grow beyond 100 bytes, as on a full disk."""
+    """The operating system refuses to let a file grow beyond 100 bytes, as on a full disk.
+
+    Only around the write itself: pytest's own output may be a file too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_write_that_fails_is_one_line_and_nothing_stays(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"store: cannot be written \(.*[Ff]ile too large\)") as caught:
+    with (
+        pytest.raises(DataError, match=r"store: cannot be written \(.*[Ff]ile too large\)") as caught,
+        small_files(),
+    ):
         write(tmp_path / "store")
     assert len(caught.value.messages) == 1
     assert list(tmp_path.iterdir()) == []
