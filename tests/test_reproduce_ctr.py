@@ -156,7 +156,7 @@ def test_studies_of_the_house_are_valid(script: Any) -> None:
         resolved = script.resolve(plan, "f")
         assert {run.config["model"]["backbone"] for run in resolved} == {run.backbone for run in plan}
         assert len({run.hash for run in resolved}) == len({run.key for run in resolved})
-    assert len({run.key for run in script.find_study("world").plan(seeds=1)}) == 5 * 3 + 7 + 2 * 5
+    assert len({run.key for run in script.find_study("world").plan(seeds=1)}) == 5 * 3 + 10 + 2 * 5
 
 
 def test_mistakes_in_settings_show_before_anything_runs(script: Any, tmp_path: Path) -> None:
