@@ -1,16 +1,21 @@
 """Training speed of every backbone, with and without LAIN, beside LongCTR's.
 
-    python experiments/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length N] [--quick]
+    python experiments/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length N] [--profile]
 
 Generates data in the reczoo layout, trains on it for a bounded time and prints a table. Rows per second
 are of whole training: loading, forward, loss, backward, clipping, optimiser. Each side runs in a process
 of its own, both take turns in the same run, and medians over batches are compared; base and LAIN take
 turns batch by batch. Sizes are LongCTR's own config templates with embedding 64 and MLP 1024-512-256.
+LongCTR's DIEN takes minutes for a batch of 512, so it gets batches of 64 (``--peer-rows``) and, where one
+of them takes longer than a turn may, one batch. Its time is nearly all in steps over the longest history,
+so rows per second hardly depend on the batch.
+Both sides run as they are: ours keeps freed memory (``lain.memory``), as ``lain train`` does.
 The floor is the time that the matrix products of a step would take at the machine's rate for large float32
 products, measured in the same run; a sparse product counts by its stored entries, so padding is not in it.
 
 ``--peer`` needs a FuxiCTR checkout and an interpreter that has what FuxiCTR needs (torch, pandas, pyarrow,
 polars, h5py, scikit-learn, keras_preprocessing, PyYAML, tqdm, six); nothing of it is part of this repository.
+``--profile`` also writes which operators a step's time goes to, base and LAIN, beside the results.
 """
 
 from __future__ import annotations
@@ -92,8 +97,21 @@ PEER_SIZES: dict[str, dict[str, Any]] = {
 TARGET_RATIO = {"din": 4.0, "dien": 2.5, "sim": 4.0, "sdim": 4.0, "twin": 4.0, "loader": 20.0}
 TARGET_EXTRA_TIME = 0.05
 TARGET_LENGTH = 1000
-PATIENCE = 60.0
+PEER_ROWS = {"dien": 64}
+"""Rows of the peer's batches where they are not ours."""
+PATIENCE = 20.0
 """Seconds: a peer's first batch that takes longer is not a warm-up but its measurement."""
+PROFILED = 4
+"""Batches that a profile is the mean of."""
+
+
+PROFILE_HEAD = f"""# Where the time of a training step goes
+
+Milliseconds that the CPU spent in each operator itself, without what it calls, and its calls; per step, the
+mean of {PROFILED} steps of each arm on the same batches. First the operators that take most, then those in
+which LAIN differs most. The profiler slows many small operators down more than few large ones, so it
+overstates LAIN's part.
+"""
 
 
 @dataclass(frozen=True)
@@ -334,6 +352,7 @@ class Bench:
         peer_seconds: Length of one of the peer's turns.
         most: Batches at most in a turn.
         batch_size: Rows per batch, on both sides.
+        peer_rows: Rows per batch of the peer, by backbone, where they differ.
         matrix: Rows and columns of the matrices that the machine's rate is measured with.
     """
 
@@ -347,6 +366,7 @@ class Bench:
     peer_seconds: float
     most: int
     batch_size: int
+    peer_rows: Mapping[str, int]
     matrix: int
 
     def house(self, backbone: str, arms: Sequence[str], max_length: int) -> Worker:
@@ -362,10 +382,14 @@ class Bench:
         }
         return Worker(backbone, sys.executable, request)
 
+    def rows_of_peer(self, backbone: str) -> int:
+        """Rows of the peer's batches."""
+        return min(self.batch_size, self.peer_rows.get(backbone, self.batch_size))
+
     def other(self, backbone: str, max_length: int) -> Worker:
         """The peer's process."""
         request = TRAINING | {
-            "batch_size": self.batch_size,
+            "batch_size": self.rows_of_peer(backbone),
             "side": "peer",
             "checkout": str(self.peer),
             "scratch": str(self.scratch),
@@ -400,6 +424,13 @@ class Bench:
             found = self.turns(house, peer, train=False).compare(None)
         return {"backbone": "loader", "arm": "base", "max_length": max_length} | found
 
+    def profile(self, backbone: str, max_length: int) -> str:
+        """Where the time of a step goes, base and LAIN; for readers."""
+        with self.house(backbone, ARMS, max_length) as house:
+            house.measure(0, 1)
+            found = house.ask(do="profile", batches=1 if self.most == 1 else PROFILED)
+        return profile_table(f"{backbone}, maximum length {max_length}", found["operators"])
+
     def backbone(self, backbone: str, max_length: int) -> list[dict[str, Any]]:
         """One backbone, base and LAIN."""
         with ExitStack() as stack:
@@ -426,6 +457,8 @@ class Bench:
                 "behaviours_per_row": needed["behaviours_per_row"],
                 "peak_memory_bytes": memory,
                 "peer_peak_memory_bytes": peer_memory.get("peak_memory_bytes"),
+                "batch_rows": self.batch_size,
+                "peer_batch_rows": self.rows_of_peer(backbone) if self.peer else None,
                 "parameters": house.parameters[arm],
                 "peer_parameters": peer_parameters,
                 "extra_time": median(extra) if arm == "lain" else None,
@@ -436,6 +469,27 @@ class Bench:
             }
             rows.append(row)
         return rows
+
+
+def profile_table(title: str, operators: Mapping[str, Mapping[str, Sequence[float]]], most: int = 12) -> str:
+    """The operators that a step spends most time in, and those that LAIN spends more or less time in.
+
+    Args:
+        title: Heading.
+        operators: Per arm and operator, milliseconds of its own (without what it calls) and calls, per step.
+        most: Operators of each kind to show.
+    """
+    base, lain = (operators[arm] for arm in ARMS)
+    more = {name: lain.get(name, (0, 0))[0] - base.get(name, (0, 0))[0] for name in sorted({*base, *lain})}
+    first = sorted(base, key=lambda name: -base[name][0])[:most]
+    first += [n for n in sorted(more, key=lambda name: -abs(more[name]))[:most] if n not in first]
+    whole = [sum(time for time, _ in operators[arm].values()) for arm in ARMS]
+    cells = [["all", f"{whole[0]:.1f}", "", f"{whole[1]:.1f}", "", f"{whole[1] - whole[0]:+.1f}"]]
+    for name in first:
+        (a, calls), (b, other_calls) = base.get(name, (0, 0)), lain.get(name, (0, 0))
+        cells.append([f"`{name}`", f"{a:.1f}", f"{calls:g}", f"{b:.1f}", f"{other_calls:g}", f"{b - a:+.1f}"])
+    headers = ["operator", "base ms", "calls", "LAIN ms", "calls", "difference"]
+    return f"## {title}\n\n{markdown_table(headers, cells, 'lrrrrr')}\n"
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -460,10 +514,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     cells = []
     for row in rows:
-        ratio = ""
+        ratio = peer = ""
         if row["ratio"] is not None:
             low, high = row["spread"]
             ratio = f"{row['ratio']:.1f} ({low:.1f} to {high:.1f})"
+            peer = format_number(row["peer_rows_per_second"], 1)
+            rows_of_peer = row.get("peer_batch_rows")
+            if rows_of_peer is not None and rows_of_peer < row["batch_rows"]:
+                peer += f" (batches of {rows_of_peer})"
         memory = row.get("peak_memory_bytes")
         peer_memory = row.get("peer_peak_memory_bytes")
         cells.append(
@@ -472,7 +530,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 row["arm"],
                 str(row["max_length"]),
                 format_number(row["rows_per_second"], 0),
-                "" if row["ratio"] is None else format_number(row["peer_rows_per_second"], 1),
+                peer,
                 ratio,
                 percent(row.get("floor_share")),
                 "" if memory is None else format_number(memory / 1e9),
@@ -510,6 +568,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results.")
 @click.option("--seconds", default=4.0, show_default=True, help="Of one of our turns; there are 3.")
 @click.option("--peer-seconds", default=10.0, show_default=True, help="Of one of the peer's turns.")
+@click.option("--peer-rows", type=click.IntRange(1), help="Rows of a batch of LongCTR's DIEN; 64 by default.")
+@click.option("--profile", is_flag=True, help="Also write where a step's time goes: OUT with -profile.md.")
 @click.option("--quick", is_flag=True, help="Some hundred rows, one batch: shows that it runs, not how fast.")
 def main(
     peer: Path | None,
@@ -520,6 +580,8 @@ def main(
     out: Path | None,
     seconds: float,
     peer_seconds: float,
+    peer_rows: int | None,
+    profile: bool,
     quick: bool,
 ) -> None:
     """Measure training speed on generated data and print a table, with --peer beside LongCTR's."""
@@ -531,6 +593,7 @@ def main(
     world = QUICK if quick else World()
     make_data(world, data)
     rows: list[dict[str, Any]] = []
+    profiles = [PROFILE_HEAD]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(
             data=data,
@@ -543,6 +606,7 @@ def main(
             peer_seconds=0 if quick else peer_seconds,
             most=1 if quick else 1_000_000,
             batch_size=64 if quick else BATCH_SIZE,
+            peer_rows=PEER_ROWS if peer_rows is None else {"dien": peer_rows},
             matrix=512 if quick else 2048,
         )
         for max_length in lengths or ((100,) if quick else (TARGET_LENGTH,)):
@@ -552,6 +616,9 @@ def main(
                 click.echo(f"measuring {backbone}, maximum length {max_length}", err=True)
                 rows += bench.backbone(backbone, max_length)
                 atomic_write(out, json.dumps(rows, indent=1) + "\n")
+                if profile:
+                    profiles.append(bench.profile(backbone, max_length))
+                    atomic_write(out.with_name(f"{out.stem}-profile.md"), "\n".join(profiles))
     click.echo(table(rows), nl=False)
 
 

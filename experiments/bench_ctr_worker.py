@@ -6,6 +6,7 @@ is answered by one JSON line:
 
 ``{"do": "open", "side": "house" | "peer", ...}``    build loader and model(s)
 ``{"do": "measure", "seconds": s, "most": n, "train": true | false}``    batches until the time is up
+``{"do": "profile", "batches": n}``    milliseconds and calls per step of each operator, per arm (house)
 ``{"do": "flops"}``    matrix arithmetic of one training step, per arm (house)
 ``{"do": "rate", "size": n}``    operations per second of a float32 matrix product (house)
 """
@@ -86,8 +87,10 @@ class House(Side):
 
         from lain.data import CTRData
         from lain.length import LengthConfig
+        from lain.memory import keep_freed_memory
         from lain.module import CTRModule, ModelConfig, OptimConfig
 
+        keep_freed_memory()
         torch.set_num_threads(request["threads"])
         config = ModelConfig(
             backbone=request["backbone"], max_length=request["max_length"], **request["sizes"]
@@ -123,6 +126,24 @@ class House(Side):
         optimizer.step()
         loss.item()
 
+    def profile(self, batches: int) -> dict[str, Any]:
+        """Milliseconds per step in each operator itself, and its calls; the arms take turns."""
+        from torch.profiler import ProfilerActivity, profile
+
+        self._batches = self._batches or self.batches()
+        found: dict[str, dict[str, list[float]]] = {arm: {} for arm in self.modules}
+        arms = list(self.modules)
+        for number in range(batches):
+            batch = next(self._batches)
+            for arm in arms if number % 2 else arms[::-1]:
+                with profile(activities=[ProfilerActivity.CPU]) as seen:
+                    self.step(arm, batch)
+                for event in seen.key_averages():
+                    entry = found[arm].setdefault(event.key, [0.0, 0.0])
+                    entry[0] += event.self_cpu_time_total / 1e3 / batches
+                    entry[1] += event.count / batches
+        return {"operators": found}
+
     def flops(self) -> dict[str, Any]:
         """Floating-point operations of the matrix products of one step, forward and backward.
 
@@ -146,7 +167,12 @@ class House(Side):
         for count in (product, accumulated, sampled):
             vars(count)["_get_raw"] = True  # the counter then hands over tensors, not their shapes
         aten = torch.ops.aten
-        counts = {aten.mm: product, aten.addmm: accumulated, aten.sparse_sampled_addmm: sampled}
+        counts = {
+            aten.mm: product,
+            aten.addmm: accumulated,
+            aten.addmm_: accumulated,
+            aten.sparse_sampled_addmm: sampled,
+        }
         batch = next(self.batches())
         found = {}
         for arm in self.modules:
@@ -264,6 +290,8 @@ def main() -> None:
                 reply = {"batches": batches, "peak_memory_bytes": peak_memory()}
             case "flops":
                 reply = side.flops()
+            case "profile":
+                reply = side.profile(request["batches"])
             case _:
                 reply = {"rate": House.rate(request["size"])}
         answers.write(json.dumps(reply) + "\n")

@@ -21,6 +21,8 @@ import click
 from common import config
 from common.errors import DataError, exit_on_mistake, suggest
 from common.files import atomic_write
+from common.report import format_number, markdown_table
+from common.stats import spread
 from common.study import RunSpec, Study, Worker, collect, is_done, nested, run, say
 from lain.comparison import Comparison, read_runs
 from lain.formats import prepare
@@ -212,6 +214,32 @@ def reproduce(
     return int(bool(failures))
 
 
+def tuned(plan: list[RunSpec], worker: Worker, out: Path, again: str, workers: int, threads: int) -> int:
+    """Run a grid and print its settings, the best on the validation rows first; test rows are not looked at.
+
+    Returns:
+        Exit code: 1 when a run failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    failures = run(plan, worker, out, workers=workers, threads=threads)
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in collect(plan, out, prefix="valid/"):
+        if row["metrics"].get("auc") is not None:
+            key = (row["backbone"], row["arm"], row["tag"].partition(":")[2])
+            groups.setdefault(key, []).append(float(row["metrics"]["auc"]))
+    found = sorted(((spread(values), key) for key, values in groups.items()), key=lambda x: -x[0].mean)
+    rows = [
+        [*key, f"{100 * s.mean:.3f}", format_number(100 * s.deviation, 3), str(s.seeds)] for s, key in found
+    ]
+    table = markdown_table(["backbone", "arm", "settings", "valid AUC x 100", "±", "seeds"], rows)
+    text = f"# Settings by AUC on the validation rows\n\n- command: `{again}`\n\n{table}\n"
+    atomic_write(out / "tuning.md", text)
+    click.echo(text)
+    for failure in failures:
+        say(f"error: {failure.spec.key}: {failure.message} (see {out / failure.spec.key / 'error.txt'})")
+    return int(bool(failures))
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--study", "name", default="world", show_default=True, help="Name of a study, or a YAML file.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with the source files of the data set.")
@@ -220,6 +248,7 @@ def reproduce(
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads each.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: runs/ctr-STUDY]")
 @click.option("--report", is_flag=True, help="Make table and plots again, though no run is new.")
+@click.option("--tune", is_flag=True, help="Run the study's grid instead; ranked on validation rows.")
 @click.option("--dry-run", is_flag=True, help="Print the runs with their settings and stop.")
 def command(
     name: str,
@@ -229,6 +258,7 @@ def command(
     threads: int,
     out: Path | None,
     report: bool,
+    tune: bool,
     dry_run: bool,
 ) -> None:
     """Train the arms of a click-through study and print how they differ by history length.
@@ -237,7 +267,7 @@ def command(
     folder. Stop it at any time: the same command resumes. The second call only prints the table.
     """
     study = find_study(name)
-    plan = study.plan(seeds)
+    plan = study.tuning() if tune else study.plan(seeds)
     if dry_run:
         for spec in resolve(plan, "not prepared"):
             click.echo(f"# {spec.key}\n{config.to_yaml(spec.config)}")
@@ -251,6 +281,8 @@ def command(
     again += (" --data PATH" if data is not None else "") + (f" --seeds {seeds}" if seeds else "")
     head = Head(study.name, study.description, again, words, len({spec.key for spec in plan}), workers)
     worker = partial(train, data=prepared.resolve())
+    if tune:
+        raise SystemExit(tuned(plan, worker, out / "tuning", again + " --tune", workers, threads))
     code = reproduce(
         study, out=out, worker=worker, plan=plan, head=head, workers=workers, threads=threads, again=report
     )

@@ -80,6 +80,29 @@ def test_verdict_names_each_target(bench: ModuleType) -> None:
     assert bench.verdict(row | {"max_length": 100}) == ""
 
 
+def test_profile_names_what_takes_most_and_what_differs_most(bench: ModuleType) -> None:
+    operators = {
+        "base": {"mm": [8.0, 2], "add": [3.0, 5], "cat": [1.0, 1]},
+        "lain": {"mm": [8.5, 3], "add": [3.0, 5], "take": [0.25, 0.5]},
+    }
+    title, _, _, _, *lines = bench.profile_table("twin", operators, most=2).strip().splitlines()
+    assert title == "## twin"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells == [
+        ["all", "12.0", "", "11.8", "", "-0.2"],
+        ["`mm`", "8.0", "2", "8.5", "3", "+0.5"],
+        ["`add`", "3.0", "5", "3.0", "5", "+0.0"],
+        ["`cat`", "1.0", "1", "0.0", "0", "-1.0"],
+    ]
+
+
+def test_table_says_that_the_peers_batches_are_smaller(bench: ModuleType) -> None:
+    row = {"backbone": "dien", "arm": "base", "max_length": 1000, "rows_per_second": 100.0}
+    row |= {"peer_rows_per_second": 2.0, "ratio": 50.0, "spread": [49.0, 51.0], "batch_rows": 512}
+    assert "| 2.0 (batches of 64) |" in bench.table([row | {"peer_batch_rows": 64}])
+    assert "(batches" not in bench.table([row | {"peer_batch_rows": 512}])
+
+
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXPERIMENTS / "bench_ctr.py"), *map(str, arguments)]
     packages = str(EXPERIMENTS.parent / "packages")
@@ -98,7 +121,7 @@ def test_a_peer_that_is_none_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quick_run_writes_the_figures(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    done = run("--quick", "--backbone", "twin", "--data", tmp_path / "data", "--out", out)
+    done = run("--quick", "--profile", "--backbone", "twin", "--data", tmp_path / "data", "--out", out)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())
     assert [(r["backbone"], r["arm"]) for r in rows] == [
@@ -117,3 +140,4 @@ def test_quick_run_writes_the_figures(tmp_path: Path) -> None:
         assert (row["extra_parameters"] or 0) >= 0
     assert "| twin" in done.stdout
     assert "n/a" not in done.stdout
+    assert "`aten::mm`" in (tmp_path / "bench-profile.md").read_text()

@@ -82,6 +82,19 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def describe_hardware(found: Mapping[str, Any]) -> str:
+    """What :func:`hardware` found, in one line for the head of a table."""
+    parts = [
+        f"{found.get('cpu', 'processor not recorded')}",
+        f"{found.get('cores', '?')} cores",
+        f"{found.get('threads', '?')} torch threads a run",
+        *(found.get("gpu") or []),
+    ]
+    if memory := found.get("memory"):
+        parts.append(f"{memory / 2**30:.0f} GiB")
+    return ", ".join(parts)
+
+
 def peak_memory() -> int:
     """The most main memory that this process has held, in bytes."""
     status = Path("/proc/self/status")

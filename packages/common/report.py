@@ -161,7 +161,9 @@ def line_plot(
     _save(figure, axes, path)
 
 
-def bar_plot(path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 3) -> None:
+def bar_plot(
+    path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 3, width: float = 4.6
+) -> None:
     """Panels of grouped bars with, where given, error bars; written as PNG, atomically.
 
     The vertical axis starts near the data unless the panel says ``zero``.
@@ -171,13 +173,14 @@ def bar_plot(path: Path, panels: Sequence[Panel], *, title: str = "", columns: i
         panels: The plots, row by row; the series of a panel share their ``x``.
         title: Title over all panels.
         columns: Panels in a row, at most.
+        width: Width of a panel, inches.
     """
-    figure, axes = _grid(len(panels), columns, title)
+    figure, axes = _grid(len(panels), columns, title, width)
     for panel, axis in zip(panels, axes, strict=True):
-        width = 0.8 / max(1, len(panel.series))
+        bar = 0.8 / max(1, len(panel.series))
         ends: list[float] = []
         for index, series in enumerate(panel.series):
-            left = [place - 0.4 + (index + 0.5) * width for place in range(len(series.x))]
+            left = [place - 0.4 + (index + 0.5) * bar for place in range(len(series.x))]
             low, high = series.low or series.y, series.high or series.y
             error = [
                 [max(0.0, y - a) for y, a in zip(series.y, low, strict=True)],
@@ -187,7 +190,7 @@ def bar_plot(path: Path, panels: Sequence[Panel], *, title: str = "", columns: i
             axis.bar(
                 left,
                 series.y,
-                width,
+                bar,
                 color=colour,
                 label=series.name,
                 yerr=error if series.low is not None else None,
@@ -203,12 +206,12 @@ def bar_plot(path: Path, panels: Sequence[Panel], *, title: str = "", columns: i
     _save(figure, axes, path)
 
 
-def _grid(count: int, columns: int, title: str) -> tuple[Figure, list[Axes]]:
+def _grid(count: int, columns: int, title: str, width: float = 4.6) -> tuple[Figure, list[Axes]]:
     if count < 1:
         raise ValueError("a figure needs at least one panel")
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(width * columns, 3.4 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=11)

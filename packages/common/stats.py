@@ -1,9 +1,10 @@
-"""Seed mean and spread, paired bootstrap over users, correction for many comparisons."""
+"""Seed mean and spread, paired bootstrap over users or queries, correction for many comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -99,10 +100,7 @@ class UserBootstrap:
         everything = np.ones(len(user), dtype=bool)
         self.groups = {"": everything} if groups is None else dict(groups)
         users, self.user = np.unique(user, return_inverse=True)
-        generator = np.random.default_rng(seed)
-        self.counts = np.ones((resamples + 1, len(users)), dtype=np.int32)  # row 0: the users as they are
-        for row in self.counts[1:]:
-            row[:] = np.bincount(generator.integers(0, len(users), len(users)), minlength=len(users))
+        self.counts = _draw(len(users), resamples, seed)
 
     def auc(self, score: Float[np.ndarray, " rows"]) -> Values:
         """Area under the ROC curve on every resample.
@@ -174,6 +172,69 @@ class UserBootstrap:
         return dict(zip(tops, ratios.T, strict=True))
 
 
+class MeanBootstrap:
+    """Means over the same resamples of queries for every model, so that any two can be compared in pairs.
+
+    Queries are drawn with replacement; a resample is a weight per query, the number of times it was drawn.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993); for retrieval Sakai, Evaluating
+    evaluation metrics based on the bootstrap (SIGIR 2006).
+
+    Args:
+        queries: Ids of the queries, in any order: resamples depend on which they are, not on their order.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: There are no queries, an id is there twice, or there are fewer than 2 resamples.
+    """
+
+    def __init__(self, queries: Iterable[str], *, resamples: int = 1000, seed: int = 0) -> None:
+        """Draw all resamples at once."""
+        self.queries = sorted(queries)
+        if not self.queries:
+            raise ValueError("a bootstrap needs at least one query")
+        twice = [a for a, b in pairwise(self.queries) if a == b]
+        if twice:
+            raise ValueError(f"query {twice[0]} is there twice")
+        if resamples < 2:
+            raise ValueError(f"resamples must be at least 2, got {resamples}")
+        self.counts = _draw(len(self.queries), resamples, seed)
+
+    def mean(self, values: Mapping[str, float]) -> Float[np.ndarray, " resamples_plus_one"]:
+        """Mean over the queries as they are, then on every resample; what :func:`paired_difference` reads.
+
+        Args:
+            values: A metric by query. NaN leaves a query out; so do it in both arms of a comparison.
+                Queries that this bootstrap is not about are passed over.
+
+        Returns:
+            The means; NaN where a resample has no query with a value.
+
+        Raises:
+            ValueError: A query has no entry.
+        """
+        missing = [query for query in self.queries if query not in values]
+        if missing:
+            raise ValueError(f"{len(missing)} queries have no value, {missing[0]} is the first")
+        column = np.array([values[query] for query in self.queries], dtype=np.float64)
+        valid = ~np.isnan(column)
+        top = self.counts @ np.where(valid, column, 0)
+        bottom = self.counts @ valid.astype(np.float64)
+        means: Float[np.ndarray, " resamples"] = np.full(len(top), np.nan)
+        np.divide(top, bottom, out=means, where=bottom > 0)
+        return means
+
+
+def _draw(units: int, resamples: int, seed: int) -> Int[np.ndarray, "resamples_plus_one units"]:
+    """How often each unit is drawn: once in row 0, the units as they are; then in every resample."""
+    generator = np.random.default_rng(seed)
+    counts = np.ones((resamples + 1, units), dtype=np.int32)
+    for row in counts[1:]:
+        row[:] = np.bincount(generator.integers(0, units, units), minlength=units)
+    return counts
+
+
 def paired_difference(
     ours: Sequence[Float[np.ndarray, " resamples_plus_one"]],
     theirs: Sequence[Float[np.ndarray, " resamples_plus_one"]],
@@ -186,10 +247,12 @@ def paired_difference(
     ``d_r``; ``p = 2 Phi(-|d_0| / sd(d_r))``. The share of resamples beyond zero says the same but cannot fall
     below 2 / resamples, which a correction for many comparisons would turn into "never significant".
 
-    Users are resampled, seeds are not: the interval speaks about new users, ``deviation`` about new seeds.
+    Users (or queries) are resampled, seeds are not: the interval speaks about new users, ``deviation`` about
+    new seeds.
 
     Args:
-        ours: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap`.
+        ours: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap` or
+            :class:`MeanBootstrap`.
         theirs: The same of the other arm, seeds in the same order.
         confidence: Share of resamples inside the interval.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -90,6 +91,8 @@ class Study:
         main: Arms of the main matrix; all of ``arms`` when empty.
         per_backbone: Settings of single backbones, by dotted key.
         extra: Runs beside the main matrix.
+        tune: Grids that the settings in ``base`` and the form of the arms were chosen from, on validation
+            rows; never part of the study's own runs.
     """
 
     name: str
@@ -102,13 +105,16 @@ class Study:
     main: list[str] = field(default_factory=list)
     per_backbone: dict[str, dict[str, Any]] = field(default_factory=dict)
     extra: list[Extra] = field(default_factory=list)
+    tune: list[Extra] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check that every name that is used is defined."""
-        used = {*self.backbones, *(name for extra in self.extra for name in extra.backbones)}
+        beside = [(f"extra[{place}]", extra) for place, extra in enumerate(self.extra)]
+        beside += [(f"tune[{place}]", extra) for place, extra in enumerate(self.tune)]
+        used = {*self.backbones, *(name for _, extra in beside for name in extra.backbones)}
         wanted = [("main", arm) for arm in self.main]
-        for place, extra in enumerate(self.extra):
-            wanted += [(f"extra[{place}].arms", arm) for arm in extra.arms]
+        for place, extra in beside:
+            wanted += [(f"{place}.arms", arm) for arm in extra.arms]
         unknown = [(where, arm) for where, arm in wanted if arm not in self.arms]
         mistakes = [f"{where}: no arm {arm!r}{suggest(arm, self.arms)}" for where, arm in unknown]
         mistakes += [
@@ -142,11 +148,24 @@ class Study:
         Raises:
             ConfigError: Two different runs would share a folder.
         """
-        own = list(range(seeds)) if seeds is not None else self.seeds
         main = Extra(self.backbones, self.main or list(self.arms))
+        return self._plan([main, *self.extra], seeds)
+
+    def tuning(self) -> list[RunSpec]:
+        """The runs of the grids that the settings were chosen from.
+
+        Raises:
+            ConfigError: The study has none.
+        """
+        if not self.tune:
+            raise ConfigError(f"study {self.name}: has no grid (tune) to choose its settings from")
+        return self._plan([dataclasses.replace(grid, tag=grid.tag or "tune") for grid in self.tune], None)
+
+    def _plan(self, extras: Sequence[Extra], seeds: int | None) -> list[RunSpec]:
+        own = list(range(seeds)) if seeds is not None else self.seeds
         plan: list[RunSpec] = []
         keys: dict[str, str] = {}
-        for extra in (main, *self.extra):
+        for extra in extras:
             chosen = own if seeds is not None or extra.seeds is None else extra.seeds
             for backbone, arm in itertools.product(extra.backbones, extra.arms):
                 for values in itertools.product(*extra.vary.values()):

@@ -107,10 +107,11 @@ class TargetAttention(nn.Module):
         """Attend over the spans and the prompts."""
         plain = self.query(target)
         query, shift = length.query(self.branch, plain), length.key_shift(self.branch)
-        prompts = length.prompts(self.branch)
+        keys = self._split(self.key(table))
+        prompts = length.prompts(self.branch, torch.cat([self.key.weight, self.value.weight]))
         if prompts is None:
-            prompts = target.new_empty(len(target), 0, target.shape[1])
-        keys, prompt_keys = self._split(self.key(table)), self._split(self.key(prompts))
+            prompts = plain.new_empty(len(plain), 0, 2 * plain.shape[1])
+        prompt_keys, prompt_values = (self._split(x) for x in prompts.chunk(2, -1))
         logits = span_dot(self._split(query), keys, spans)
         if shift is not None:
             of_shift = (self._split(query) * self._split(shift)).sum(-1)
@@ -128,7 +129,7 @@ class TargetAttention(nn.Module):
             prompt_logits = prompt_logits / temperature[:, None, None]
         weight, of_prompts = span_softmax_with(logits, prompt_logits, spans)
         mixed = span_sum(weight, self._split(self.value(table)), spans)
-        mixed = mixed + (of_prompts[..., None] * self._split(self.value(prompts))).sum(1)
+        mixed = mixed + (of_prompts[..., None] * prompt_values).sum(1)
         return self.out(mixed.flatten(1)), AttentionRecord(weight.detach(), spans, of_prompts.detach())
 
     def _split(self, x: Float[Tensor, "*n attention"]) -> Float[Tensor, "*n heads dim"]:

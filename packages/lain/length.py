@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,6 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from common.errors import ConfigError
-from lain.spans import take
 
 Preset = Literal[
     "base",
@@ -197,6 +197,34 @@ class LengthConfig:
         return LengthOptions(**{**PRESETS[self.preset], **{k: v for k, v in own.items() if v is not None}})
 
 
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """W h + b of each sample, made when it is asked for.
+
+    Encoding and prompts come out of layers that are much narrower before than behind, and what reads
+    them is linear; M (W h + b) = (M W) h + M b then costs the width of h alone.
+
+    Args:
+        hidden: The samples' h.
+        weight: W; further dimensions in front mean several vectors per sample.
+        bias: b.
+    """
+
+    hidden: Float[Tensor, "samples hidden"]
+    weight: Float[Tensor, "*several width hidden"]
+    bias: Float[Tensor, "*several width"]
+
+    @cached_property
+    def value(self) -> Float[Tensor, "samples *several width"]:
+        """W h + b."""
+        out = nn.functional.linear(self.hidden, self.weight.flatten(0, -2), self.bias.flatten())
+        return out.view(len(out), *self.bias.shape)
+
+    def through(self, matrix: Float[Tensor, "out width"]) -> Affine:
+        """M (W h + b)."""
+        return Affine(self.hidden, matrix @ self.weight, self.bias @ matrix.T)
+
+
 class SpectralLengthEncoder(nn.Module):
     """The length as a vector: e = MLP(LayerNorm(Linear([sin(l w), cos(l w)]))).
 
@@ -220,12 +248,13 @@ class SpectralLengthEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
-    def forward(self, scaled: Float[Tensor, " samples"]) -> Float[Tensor, "samples width"]:
+    def forward(self, scaled: Float[Tensor, " samples"]) -> Affine:
         """The encodings of scaled lengths."""
         angle = scaled[:, None] * self.frequency
         spectrum = torch.cat([angle.sin(), angle.cos()], dim=1)
-        out: Tensor = self.mlp(self.norm(self.project(spectrum)))
-        return out
+        first, activation, last = self.mlp
+        assert isinstance(last, nn.Linear)
+        return Affine(activation(first(self.norm(self.project(spectrum)))), last.weight, last.bias)
 
 
 class LengthPrompt(nn.Module):
@@ -260,10 +289,13 @@ class LengthPrompt(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, encoding: Float[Tensor, "samples width"]) -> Float[Tensor, "samples prompts width"]:
+    def forward(self, encoding: Affine) -> Affine:
         """The prompts of each sample."""
-        out: Tensor = self.mlp(encoding)
-        return torch.unflatten(out, 1, (self.prompts, -1))
+        first, activation, last = self.mlp
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        hidden = activation(encoding.through(first.weight).value + first.bias)
+        return Affine(hidden, *(torch.unflatten(x, 0, (self.prompts, -1)) for x in (last.weight, last.bias)))
 
 
 class LengthModulation(nn.Module):
@@ -305,24 +337,24 @@ class LengthModulation(nn.Module):
                 self.register_buffer("center", center)
 
     def query(
-        self, query: Float[Tensor, "samples attention"], encoding: Float[Tensor, "samples width"]
+        self, query: Float[Tensor, "samples attention"], encoding: Affine
     ) -> Float[Tensor, "samples attention"]:
         """Q' of projected queries Q."""
         if self.query_weight is None:
             return query
-        shift: Tensor = self.query_weight(encoding)
+        shift = encoding.through(self.query_weight.weight).value
         return query + shift if self.options.query == "additive" else query * (1 + shift)
 
     def temperature(
         self,
         length: Int[Tensor, " samples"],
         scaled: Float[Tensor, " samples"],
-        encoding: Float[Tensor, "samples width"] | None,
+        encoding: Affine | None,
     ) -> Float[Tensor, " samples"]:
         """Tau of each sample."""
         assert self.temperature_weight is not None
         if self.options.temperature == "encoded" and encoding is not None:
-            return (encoding @ self.temperature_weight).exp()
+            return encoding.through(self.temperature_weight[None]).value[:, 0].exp()
         if self.options.temperature == "bucket":
             border = torch.tensor(self.options.buckets, device=length.device)
             return self.temperature_weight[torch.bucketize(length, border, right=True)].exp()
@@ -398,21 +430,11 @@ class LengthAdapter(nn.Module):
         return self.encoder.project.out_features if self.encoder and self.options.head != "none" else 0
 
     def forward(self, length: Int[Tensor, " samples"], dtype: torch.dtype) -> LengthState:
-        """What there is to say about a batch's true lengths, in the backbone's number format.
-
-        Each different length is encoded once.
-        """
+        """What there is to say about a batch's true lengths, in the backbone's number format."""
         scaled = scale_length(length, self.options.scale, dtype)
-        if self.encoder is None:
-            return LengthState(self, length, scaled, None, None)
-        different, which = torch.unique(scaled, return_inverse=True)
-        encoding = self.encoder(different)
-        prompts = None
-        if self.prompt is not None:
-            prompts = torch.unflatten(
-                take(self.prompt(encoding).flatten(1), which), 1, (self.prompt.prompts, -1)
-            )
-        return LengthState(self, length, scaled, take(encoding, which), prompts)
+        encoding = None if self.encoder is None else self.encoder(scaled)
+        prompts = None if self.prompt is None or encoding is None else self.prompt(encoding)
+        return LengthState(self, length, scaled, encoding, prompts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,8 +444,8 @@ class LengthState:
     adapter: LengthAdapter
     length: Int[Tensor, " samples"]
     scaled: Float[Tensor, " samples"]
-    encoding: Float[Tensor, "samples width"] | None
-    all_prompts: Float[Tensor, "samples prompts width"] | None
+    encoding: Affine | None
+    all_prompts: Affine | None
     plain_prompt_query: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -442,9 +464,13 @@ class LengthState:
         """What is added to the logits of prompts."""
         return None if self.adapter.prompt is None else self.adapter.prompt.offset
 
-    def prompts(self, branch: str) -> Float[Tensor, "samples prompts width"] | None:
-        """Behaviours to put in front of the branch's history."""
-        return self.all_prompts if branch in self.adapter.on else None
+    def prompts(
+        self, branch: str, through: Float[Tensor, "out width"] | None = None
+    ) -> Float[Tensor, "samples prompts out"] | None:
+        """Behaviours to put in front of the branch's history; or, for less work, ``prompts @ through.T``."""
+        if self.all_prompts is None or branch not in self.adapter.on:
+            return None
+        return (self.all_prompts if through is None else self.all_prompts.through(through)).value
 
     def query(
         self, branch: str, query: Float[Tensor, "samples attention"]
@@ -458,10 +484,9 @@ class LengthState:
     def key_shift(self, branch: str) -> Float[Tensor, "samples attention"] | None:
         """What the length adds to every key of a sample: W_k2 e."""
         modulation = self._modulation(branch)
-        if modulation is None or modulation.key_weight is None:
+        if modulation is None or modulation.key_weight is None or self.encoding is None:
             return None
-        shift: Tensor = modulation.key_weight(self.encoding)
-        return shift
+        return self.encoding.through(modulation.key_weight.weight).value
 
     def temperature(self, branch: str) -> Float[Tensor, " samples"] | None:
         """What the branch's logits are divided by."""
@@ -477,4 +502,4 @@ class LengthState:
             return None
         if kind == "loglength":
             return (torch.log1p(self.length.to(self.scaled.dtype)) - math.log1p(100))[:, None]
-        return self.encoding
+        return None if self.encoding is None else self.encoding.value

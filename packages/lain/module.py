@@ -31,6 +31,7 @@ from lain.batch import Batch
 from lain.data import CTRData
 from lain.evaluate import Predictions, predict
 from lain.length import LengthConfig
+from lain.memory import keep_freed_memory
 from lain.model import CTRModel
 from lain.optim import RowAdam, clip_gradients
 from lain.store import Feature
@@ -297,6 +298,7 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
         ConfigError: The parts of the config do not fit together or the data.
         DataError: The data set cannot be read.
     """
+    keep_freed_memory()
     data = open_data(config)
     record_path = run_dir / "record.json"
     torch.manual_seed(config.seed)

@@ -71,6 +71,7 @@ class RowAdam(torch.optim.Optimizer):
                     dense.append(parameter)
             if dense:
                 states = [self.state[p] for p in dense]
+                on_cpu = all(p.device.type == "cpu" for p in dense)
                 adam(
                     dense,
                     [p.grad for p in dense if p.grad is not None],
@@ -78,7 +79,8 @@ class RowAdam(torch.optim.Optimizer):
                     [s["exp_avg_sq"] for s in states],
                     [],
                     [s["step"] for s in states],
-                    foreach=True,
+                    foreach=not on_cpu,
+                    fused=on_cpu,
                     amsgrad=False,
                     beta1=group["betas"][0],
                     beta2=group["betas"][1],

@@ -214,6 +214,44 @@ def pair_linear(
     return _apply(_PairLinear, _full(query), row, _full(table), index, _full(weight))
 
 
+def span_linear(
+    query: Float[Tensor, "samples width"],
+    table: Float[Tensor, "rows width"],
+    spans: Spans,
+    weight: Float[Tensor, "units width"],
+    product: Float[Tensor, "units width"],
+    start: Float[Tensor, "samples units"],
+    behind: Float[Tensor, "further units"],
+) -> Float[Tensor, "pairs_and_further units"]:
+    """A linear layer on the items of every span and on their products with the sample's query.
+
+    ``out[p] = start[i] + weight k + product (query[i] * k)``, with i the sample of pair p and k its item.
+    That is ``start[i] + (weight + product diag(query[i])) k``: for spans with enough in them every sample
+    makes that matrix and multiplies its items by it once, so that neither products nor parts of the sum
+    are ever arrays over all pairs. Small spans, and a GPU, take :func:`pair_linear`.
+
+    Args:
+        query: The query of each sample.
+        table: The items.
+        spans: The items of each sample.
+        weight: What acts on an item.
+        product: What acts on the product of query and item.
+        start: What is added to all pairs of a sample.
+        behind: Rows that are put behind those of the pairs as they are.
+
+    Returns:
+        One row per pair, then ``behind``.
+    """
+    query, table, weight = _full(query), _full(table), _full(weight)
+    product, start, behind = _full(product), _full(start), _full(behind)
+    elements = len(spans.index) * table.shape[1]
+    if query.device.type == "cpu" and elements >= _SpanLinear.ELEMENTS * spans.samples:
+        return _apply(_SpanLinear, query, table, spans, weight, product, start, behind)
+    out = pair_linear(query, spans.row, table, spans.index, product)
+    out = take(start, spans.row) + take(nn.functional.linear(table, weight), spans.index) + out
+    return torch.cat([out, behind])
+
+
 def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -363,3 +401,57 @@ class _PairLinear(torch.autograd.Function):
             d_query.index_add_(0, row[piece], k.mul_(d_product))
             d_table.index_add_(0, index[piece], q.mul_(d_product))
         return d_query, None, d_table, None, d_weight
+
+
+class _SpanLinear(torch.autograd.Function):
+    ELEMENTS = 1 << 13
+    """Elements of an average span's items from which a matrix per sample pays for its making."""
+
+    @staticmethod
+    def each(spans: Spans) -> list[tuple[int, slice]]:
+        """The samples that have pairs, and where."""
+        ends = spans.offsets.tolist()
+        return [(i, slice(ends[i], ends[i + 1])) for i in range(spans.samples) if ends[i] < ends[i + 1]]
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        table: Tensor,
+        spans: Spans,
+        weight: Tensor,
+        product: Tensor,
+        start: Tensor,
+        behind: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(query, table, weight, product)
+        ctx.spans = spans
+        out = query.new_empty(len(spans.index) + len(behind), len(weight))
+        out[len(spans.index) :] = behind
+        matrix = torch.empty_like(weight)
+        with torch.autocast(query.device.type, enabled=False):
+            for i, pairs in _SpanLinear.each(spans):
+                torch.addcmul(weight, product, query[i], out=matrix)
+                items = table.index_select(0, spans.index[pairs])
+                torch.addmm(start[i], items, matrix.T, out=out[pairs])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, table, weight, product = ctx.saved_tensors
+        spans: Spans = ctx.spans
+        d_query, d_table = torch.zeros_like(query), torch.zeros_like(table)
+        d_weight, d_product = torch.zeros_like(weight), torch.zeros_like(product)
+        d_start = query.new_zeros(len(query), len(weight))
+        matrix, d_matrix = torch.empty_like(weight), torch.empty_like(weight)
+        for i, pairs in _SpanLinear.each(spans):
+            index, g = spans.index[pairs], grad[pairs]
+            torch.mm(g.T, table.index_select(0, index), out=d_matrix)
+            torch.addcmul(weight, product, query[i], out=matrix)
+            d_table.index_add_(0, index, g @ matrix)
+            d_weight += d_matrix
+            d_product.addcmul_(d_matrix, query[i])
+            torch.sum(d_matrix.mul_(product), 0, out=d_query[i])
+            torch.sum(g, 0, out=d_start[i])
+        return d_query, d_table, None, d_weight, d_product, d_start, grad[len(spans.index) :]

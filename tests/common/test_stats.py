@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 from sklearn.metrics import log_loss, roc_auc_score
 
-from common.stats import UserBootstrap, holm, paired_difference, spread
+from common.stats import MeanBootstrap, UserBootstrap, holm, paired_difference, spread
 
 rows = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 4).map(lambda tenth: tenth / 4), st.integers(0, 5)),
@@ -119,6 +120,67 @@ def test_p_agrees_with_the_share_of_resamples_beyond_zero() -> None:
     share = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
     assert 0.001 < share < 0.9
     assert found.p == pytest.approx(share, abs=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.integers(-8, 8).map(float), st.just(float("nan"))), min_size=1, max_size=12))
+def test_every_mean_is_that_of_the_drawn_queries(values: list[float]) -> None:
+    per_query = {f"q{place}": value for place, value in enumerate(values)}
+    bootstrap = MeanBootstrap(per_query, resamples=8)
+    for counts, found in zip(bootstrap.counts, bootstrap.mean(per_query), strict=True):
+        drawn = [per_query[q] for q, n in zip(bootstrap.queries, counts, strict=True) for _ in range(n)]
+        kept = [value for value in drawn if not math.isnan(value)]
+        assert found == pytest.approx(sum(kept) / len(kept)) if kept else math.isnan(found)
+
+
+def test_queries_are_resampled_whatever_their_order() -> None:
+    values = {f"q{place}": float(place % 7) for place in range(40)}
+    one = MeanBootstrap(values, resamples=50, seed=3)
+    other = MeanBootstrap(list(values)[::-1], resamples=50, seed=3)
+    turned = dict(reversed(values.items())) | {"another": 1e9}
+    assert np.array_equal(one.mean(values), other.mean(turned))
+    assert not np.array_equal(one.mean(values), MeanBootstrap(values, resamples=50, seed=4).mean(values))
+    assert one.mean(values)[0] == pytest.approx(sum(values.values()) / 40)
+
+
+def test_difference_of_queries_is_that_of_the_paired_t_test() -> None:
+    """Of many queries both rest on the same error, sd / sqrt(n), and on the normal distribution."""
+    generator = np.random.default_rng(5)
+    hard = generator.random(400)
+    ours, theirs = ((hard + generator.normal(shift, 0.3, 400)).tolist() for shift in (0.04, 0.0))
+    names = [f"q{place}" for place in range(400)]
+    bootstrap = MeanBootstrap(names, resamples=4000)
+    means = [bootstrap.mean(dict(zip(names, values, strict=True))) for values in (ours, theirs)]
+    found, expected = paired_difference(means[:1], means[1:]), ttest_rel(ours, theirs)
+    assert found is not None
+    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert 0.001 < expected.pvalue < 0.5
+    # The error is known to 1 / sqrt(8000) = 1.1 %, which near z = 2 moves p by 5 %; 3 of these.
+    assert found.p == pytest.approx(expected.pvalue, rel=0.15)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.003)
+
+
+def test_seeds_are_pooled_within_each_resample_of_queries() -> None:
+    """One arm is better on query a with seed 0 and worse with seed 1: no difference, whoever is drawn."""
+    bootstrap = MeanBootstrap(["a", "b"], resamples=20)
+    ours = [bootstrap.mean({"a": 1.0, "b": 0.0}), bootstrap.mean({"a": 0.0, "b": 0.0})]
+    theirs = [bootstrap.mean({"a": 0.0, "b": 0.0}), bootstrap.mean({"a": 1.0, "b": 0.0})]
+    found = paired_difference(ours, theirs)
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert found.deviation == pytest.approx(math.sqrt(0.5))  # of 1/2 and -1/2
+
+
+def test_queries_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one query"):
+        MeanBootstrap([])
+    with pytest.raises(ValueError, match="query b is there twice"):
+        MeanBootstrap(["b", "a", "b"])
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        MeanBootstrap(["a"], resamples=1)
+    with pytest.raises(ValueError, match="2 queries have no value, b is the first"):
+        MeanBootstrap(["c", "a", "b"], resamples=2).mean({"a": 1.0})
 
 
 def test_paired_difference_by_hand() -> None:

@@ -191,3 +191,17 @@ def wait_for(condition: Any, seconds: float) -> None:
 def test_counts_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 0 and 1"):
         run([], small, tmp_path, workers=0)
+
+
+def test_a_grid_is_planned_apart_from_the_study() -> None:
+    grid = Extra(backbones=["a"], arms=["x"], seeds=[4], vary={"fit.epochs": [1, 2]})
+    study = Study("s", backbones=["a"], arms={"x": {}}, seeds=[0], tune=[grid])
+    assert [spec.tag for spec in study.plan()] == [""]
+    assert [(spec.tag, spec.seed, spec.config["fit"]["epochs"]) for spec in study.tuning()] == [
+        ("tune:epochs=1", 4, 1),
+        ("tune:epochs=2", 4, 2),
+    ]
+    with pytest.raises(ConfigError, match="no grid"):
+        Study("s", backbones=["a"], arms={"x": {}}, seeds=[0]).tuning()
+    with pytest.raises(ConfigError, match=r"tune\[0\].arms: no arm 'y'"):
+        Study("s", backbones=["a"], arms={"x": {}}, seeds=[0], tune=[Extra(["a"], ["y"])])

@@ -19,6 +19,7 @@ from lain.backbones.din import Dice
 from lain.batch import Batch
 from lain.length import PRESETS, LengthConfig, LengthOptions
 from lain.model import CTRModel, Head, Output
+from lain.spans import _SpanLinear
 from lain.store import Feature
 from reference import PADDING, Reference, Sample, Sizes
 
@@ -316,6 +317,13 @@ class TestReference:
             layer, which = key.rsplit(".norm.running_", 1)
             wanted = 0.9 * old + 0.1 * seen[layer][which == "var"] if layer in seen else old
             torch.testing.assert_close(model.state_dict()[key], wanted, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("preset", ["base", "lain", "lain-published", "lain-plus"])
+    def test_din_with_a_matrix_per_sample(self, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What long histories take; these are too short to choose it."""
+        monkeypatch.setattr(_SpanLinear, "ELEMENTS", 0)
+        model = stir(make_model("din", LengthOptions(**PRESETS[preset])))
+        assert_equals_reference(model, "din", SAMPLES, make_batch(SAMPLES))
 
     @pytest.mark.parametrize("hidden", [(4,), (5, 3, 2)])
     def test_din_of_any_depth(self, hidden: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from lain.length import (
     PRESETS,
+    Affine,
     LengthAdapter,
     LengthConfig,
     LengthModulation,
@@ -42,6 +43,11 @@ def state_of(options: LengthOptions, lengths: list[int], width: int = WIDTH) -> 
     return state
 
 
+def as_is(value: Tensor) -> Affine:
+    """A vector per sample that no layer has made."""
+    return Affine(value, torch.eye(value.shape[1], dtype=value.dtype), value.new_zeros(value.shape[1]))
+
+
 def answer(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
@@ -69,7 +75,7 @@ class TestEncoder:
             mlp__2__weight=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
             mlp__2__bias=torch.tensor([10.0, 20.0]),
         )
-        zero, quarter = encoder(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)).tolist()
+        zero, quarter = encoder(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)).value.tolist()
         one = 0.5 / math.sqrt(0.25 + 1e-5)  # [sin, cos] = [0, 1], then [1, 0]: centred to -+ 1/2
         assert zero == pytest.approx([10 + 2 * one, 20 + 4 * one], rel=1e-12)
         assert quarter == pytest.approx([10 + one, 20 + 3 * one], rel=1e-12)
@@ -89,28 +95,39 @@ class TestEncoder:
             width=8, hidden=8, frequencies=16, frequency_range=(0.1, 10.0)
         ).double()
         lengths = torch.tensor([0, 1, 5, 50, 51, 100, 500, 1000])
-        codes = encoder(scale_length(lengths, "log", torch.float64))
+        codes = encoder(scale_length(lengths, "log", torch.float64)).value
         apart = torch.cdist(codes, codes) + torch.eye(len(lengths))
         assert apart.min() > 1e-3
+
+
+class TestAffine:
+    @pytest.mark.parametrize("several", [(), (2,)])
+    def test_a_matrix_on_it(self, several: tuple[int, ...]) -> None:
+        torch.manual_seed(0)
+        affine = Affine(torch.randn(3, 2), torch.randn(*several, 5, 2), torch.randn(*several, 5))
+        wanted = torch.einsum("...wh,ih->i...w", affine.weight, affine.hidden) + affine.bias
+        torch.testing.assert_close(affine.value, wanted)
+        matrix = torch.randn(4, 5)
+        torch.testing.assert_close(affine.through(matrix).value, wanted @ matrix.T)
 
 
 class TestPrompt:
     def test_by_hand(self) -> None:
         prompt = LengthPrompt(width=2, prompts=2, hidden=2, start="random").double()
         fill(prompt, mlp__0__weight=torch.eye(2), mlp__2__weight=torch.arange(8.0).reshape(4, 2))
-        out = prompt(torch.tensor([[1.0, -5.0]], dtype=torch.float64))
-        assert out.tolist() == [[[0.0, 2.0], [4.0, 6.0]]]
+        out = prompt(as_is(torch.tensor([[1.0, -5.0]], dtype=torch.float64)))
+        assert out.value.tolist() == [[[0.0, 2.0], [4.0, 6.0]]]
 
     def test_starts(self) -> None:
-        code = torch.randn(3, WIDTH)
-        assert torch.equal(
-            LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero")(code), torch.zeros(3, 2, WIDTH)
-        )
-        assert LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="random")(code).abs().min() > 0
+        code = as_is(torch.randn(3, WIDTH))
+        zero = LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero")(code)
+        assert torch.equal(zero.value, torch.zeros(3, 2, WIDTH))
+        some = LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="random")(code)
+        assert some.value.abs().min() > 0
 
     def test_zero_start_learns(self) -> None:
         prompt = LengthPrompt(width=WIDTH, prompts=2, hidden=WIDTH, start="zero")
-        prompt(torch.randn(3, WIDTH)).sum().backward()
+        prompt(as_is(torch.randn(3, WIDTH))).value.sum().backward()
         gradient = prompt.get_parameter("mlp.2.weight").grad
         assert gradient is not None
         assert gradient.abs().max() > 0
@@ -136,20 +153,20 @@ class TestModulation:
         fill(modulation, query_weight__weight=torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
         query = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
         encoding = torch.tensor([[10.0, 20.0]], dtype=torch.float64)
-        assert modulation.query(query, encoding).tolist() == [[11.0, 22.0, 33.0]]
+        assert modulation.query(query, as_is(encoding)).tolist() == [[11.0, 22.0, 33.0]]
 
     def test_multiplicative_by_hand(self) -> None:
         modulation = self.make(query="multiplicative")
         fill(modulation, query_weight__weight=torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
         query = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
         encoding = torch.tensor([[10.0, 20.0]], dtype=torch.float64)
-        assert modulation.query(query, encoding).tolist() == [[11.0, 42.0, 93.0]]
+        assert modulation.query(query, as_is(encoding)).tolist() == [[11.0, 42.0, 93.0]]
 
     @pytest.mark.parametrize("query", ["additive", "multiplicative"])
     def test_starts(self, query: str) -> None:
         x, encoding = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-        assert torch.equal(self.make(query=query).query(x, encoding), x)
-        bent = self.make(query=query, modulation_start="random").query(x, encoding)
+        assert torch.equal(self.make(query=query).query(x, as_is(encoding)), x)
+        bent = self.make(query=query, modulation_start="random").query(x, as_is(encoding))
         assert (bent - x).abs().min() > 0
 
     def test_switched_off_has_no_weights(self) -> None:
@@ -223,7 +240,7 @@ class TestTemperature:
         fill(modulation, temperature_weight=torch.tensor([1.0, -0.5]))
         encoding = torch.tensor([[math.log(2), 0.0], [0.0, math.log(4)]], dtype=torch.float64)
         lengths = torch.tensor([1, 2])
-        tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), encoding)
+        tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), as_is(encoding))
         assert tau.tolist() == pytest.approx([2, 0.5], rel=1e-12)
 
     def test_buckets(self) -> None:

@@ -39,7 +39,7 @@ class TestDense:
         """To the bit, over several steps and parameters, one of which has a gradient only sometimes."""
         own, theirs = ([parameter(4, 3), parameter(5, seed=1), parameter(2, 2, seed=2)] for _ in range(2))
         how: dict[str, Any] = {"lr": 0.05, "betas": betas, "eps": 1e-6, "weight_decay": weight_decay}
-        optimizers = RowAdam(own, **how), torch.optim.Adam(theirs, foreach=True, **how)
+        optimizers = RowAdam(own, **how), torch.optim.Adam(theirs, fused=True, **how)
         for step in range(6):
             for parameters in (own, theirs):
                 for number, p in enumerate(parameters):

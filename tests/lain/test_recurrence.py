@@ -75,54 +75,72 @@ def assert_same(out: Tensor, wanted: Tensor, leaves: list[Tensor]) -> None:
 class TestPackedSpans:
     def test_reading_order(self) -> None:
         """First steps first, the longest sample in front; equal lengths keep their order."""
-        packed = PackedSpans.of(spans_of([1, 3, 0, 3]))
+        spans = Spans(torch.tensor([0, 1, 4, 4, 7]), torch.tensor([5, 0, 5, 2, 3, 3, 1]))
+        packed = PackedSpans.of(spans)
         assert packed.sizes == [3, 2, 2]
+        assert packed.rank.tolist() == [2, 0, 3, 1]
         assert packed.order.tolist() == [1, 4, 0, 2, 5, 3, 6]
         assert packed.order[packed.place].tolist() == list(range(7))
+        assert packed.index.tolist() == [0, 3, 5, 5, 3, 2, 1]
+        assert packed.index[packed.read.index].tolist() == spans.index.tolist()
+        last = torch.tensor([[10.0], [11.0], [12.0]])
+        assert packed.by_sample(last).tolist() == [[12.0], [10.0], [0.0], [11.0]]
 
-    @given(counts=lengths)
-    def test_gru_of_each_sample(self, counts: list[int]) -> None:
-        cell, inputs = make_cell(), random(sum(counts), WIDTH)
-        out = PackedSpans.of(spans_of(counts)).run(cell, inputs)
-        gru = pytorch_gru(cell)
-        alone = torch.cat([gru(part)[0] if len(part) else part for part in torch.split(inputs, counts)])
-        torch.testing.assert_close(out, alone, rtol=1e-12, atol=1e-14)
-        slow = torch.cat([loop(cell, part, torch.ones(len(part))) for part in torch.split(inputs, counts)])
-        assert_same(out, slow, [inputs, *cell.parameters()])
-
-    @given(counts=lengths)
-    def test_weighted_gru_of_each_sample(self, counts: list[int]) -> None:
-        cell, inputs = make_cell(), random(sum(counts), WIDTH)
-        weight = torch.rand(sum(counts), dtype=torch.float64).requires_grad_()
-        packed = PackedSpans.of(spans_of(counts))
-        out = packed.run(cell, inputs, weight)
-        parts = zip(torch.split(inputs, counts), torch.split(weight, counts), strict=True)
+    @given(counts=lengths, weighted=st.booleans(), indexed=st.booleans(), data=st.data())
+    def test_each_sample_alone(
+        self, counts: list[int], weighted: bool, indexed: bool, data: st.DataObject
+    ) -> None:
+        """Both forms of reading, with and without attention: PyTorch's GRU and the loop."""
+        pairs, rows = sum(counts), 4 if indexed else sum(counts)
+        cell, items = make_cell(), random(rows, WIDTH)
+        weight = torch.rand(pairs, dtype=torch.float64).requires_grad_()
+        spans = spans_of(counts)
+        if indexed:
+            index = data.draw(st.lists(st.integers(0, rows - 1), min_size=pairs, max_size=pairs))
+            spans = Spans(spans.offsets, torch.tensor(index, dtype=torch.long))
+        packed = PackedSpans.of(spans)
+        gate = weight[packed.order] if weighted else None
+        if indexed:
+            read, last = cell(items, packed.index, gate, packed.sizes)
+        else:
+            read, last = cell(items[packed.order], None, gate, packed.sizes)
+        states, inputs = read[packed.place], items[spans.index]
+        if not weighted:
+            gru = pytorch_gru(cell)
+            alone = torch.cat([gru(part)[0] if len(part) else part for part in torch.split(inputs, counts)])
+            torch.testing.assert_close(states, alone, rtol=1e-12, atol=1e-14)
+        factors = weight if weighted else torch.ones_like(weight)
+        parts = zip(torch.split(inputs, counts), torch.split(factors, counts), strict=True)
         slow = [loop(cell, part, a) for part, a in parts]
-        leaves = [inputs, weight, *cell.parameters()]
-        assert_same(out, torch.cat(slow), leaves)
-        ends = [states[-1] if len(states) else states.new_zeros(WIDTH) for states in slow]
-        assert_same(packed.last(out), torch.stack(ends), leaves)
+        ends = torch.stack([s[-1] if len(s) else s.new_zeros(WIDTH) for s in slow])
+        found_ends, leaves = packed.by_sample(last), [items, weight, *cell.parameters()]
+        assert_same(states, torch.cat(slow), leaves)
+        assert_same(found_ends, ends, leaves)
+        assert_same(torch.cat([states, found_ends]), torch.cat([*slow, ends]), leaves)
 
-    def test_derivatives(self) -> None:
+    @pytest.mark.parametrize("indexed", [False, True])
+    def test_derivatives(self, indexed: bool) -> None:
         """Backpropagation through time, written by hand, against finite differences."""
         cell, inputs = make_cell(), random(6, WIDTH)
         weight = torch.rand(6, dtype=torch.float64).requires_grad_()
         packed = PackedSpans.of(spans_of([2, 0, 3, 1]))
         names = [name for name, _ in cell.named_parameters()]
+        index = torch.tensor([0, 3, 3, 1, 5, 0]) if indexed else None
 
-        def states(inputs: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
+        def states(inputs: Tensor, weight: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
             given = dict(zip(names, parameters, strict=True))
-            gate = packed.place.argsort()
-            out: Tensor = torch.func.functional_call(cell, given, (inputs[gate], weight[gate], packed.sizes))
+            out: tuple[Tensor, Tensor] = torch.func.functional_call(
+                cell, given, (inputs, index, weight, packed.sizes)
+            )
             return out
 
         assert torch.autograd.gradcheck(states, (inputs, weight, *cell.parameters()))
 
     def test_nothing_to_read(self) -> None:
         cell, packed = make_cell(), PackedSpans.of(spans_of([0, 0]))
-        states = packed.run(cell, torch.zeros(0, WIDTH, dtype=torch.float64))
+        states, last = cell(torch.zeros(0, WIDTH, dtype=torch.float64), packed.index, None, packed.sizes)
         assert states.shape == (0, WIDTH)
-        assert torch.equal(packed.last(states), torch.zeros(2, WIDTH, dtype=torch.float64))
+        assert torch.equal(packed.by_sample(last), torch.zeros(2, WIDTH, dtype=torch.float64))
 
 
 class TestGRU:
@@ -134,12 +152,14 @@ class TestGRU:
         with torch.no_grad():
             cell.input.weight[2] = 1
         inputs = torch.tensor([[2.0], [2.0]], dtype=torch.float64)
-        out = cell(inputs, torch.tensor([1.0, 0.5], dtype=torch.float64), [1, 1])
+        out, last = cell(inputs, None, torch.tensor([1.0, 0.5], dtype=torch.float64), [1, 1])
         c = torch.tanh(inputs[0])
         torch.testing.assert_close(out, torch.stack([c / 2, c / 2 + (c - c / 2) / 4]))
+        assert torch.equal(last, out[1:])
 
     def test_no_attention_leaves_the_state(self) -> None:
-        assert torch.equal(GRU(2)(torch.randn(3, 2), torch.zeros(3), [1, 1, 1]), torch.zeros(3, 2))
+        states, _ = GRU(2)(torch.randn(3, 2), None, torch.zeros(3), [1, 1, 1])
+        assert torch.equal(states, torch.zeros(3, 2))
 
     @pytest.mark.parametrize("width", [1, 16])
     def test_start(self, width: int) -> None:
@@ -147,3 +167,12 @@ class TestGRU:
         for parameter in GRU(width).parameters():
             assert parameter.abs().max() <= width**-0.5
             assert parameter.abs().max() > 0.3 * width**-0.5 or width == 1
+
+    def test_identity_start(self) -> None:
+        """A first state points where its input does, and inputs of zero are no steps."""
+        torch.manual_seed(0)
+        cell, item = GRU(8, start="identity"), torch.randn(1, 8)
+        state, _ = cell(item, None, None, [1])
+        assert torch.equal(state.sign(), item.sign())
+        after_zeros, _ = cell(torch.cat([torch.zeros(2, 8), item]), None, None, [1, 1, 1])
+        torch.testing.assert_close(after_zeros, torch.cat([torch.zeros(2, 8), state]))

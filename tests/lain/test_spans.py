@@ -15,8 +15,10 @@ from torch import Tensor
 from lain.spans import (
     Spans,
     _PairLinear,
+    _SpanLinear,
     pair_linear,
     span_dot,
+    span_linear,
     span_scatter,
     span_softmax,
     span_sum,
@@ -190,6 +192,28 @@ class TestProducts:
         torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-14)
         for a, b in zip(fast, slow, strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-13)
+
+    @pytest.mark.parametrize("elements", [0, 12, 1 << 13])
+    @given(rows=ragged, width=widths, units=st.integers(1, 4), further=st.integers(0, 2))
+    def test_span_linear(
+        self, elements: int, rows: list[list[int]], width: int, units: int, further: int
+    ) -> None:
+        """Both ways of computing it, chosen by the elements of an average span."""
+        spans, samples = spans_of(*rows), len(rows)
+        shapes = [(samples, width), (ROWS, width), (units, width), (units, width), (samples, units)]
+        leaves = [random(*shape, seed=seed) for seed, shape in enumerate([*shapes, (further, units)])]
+        fast, slow = ([x.clone().requires_grad_() for x in leaves] for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_SpanLinear, "ELEMENTS", elements)
+            out = span_linear(fast[0], fast[1], spans, *fast[2:])
+        query, table, weight, product, start, behind = slow
+        pairs = [start[i] + (weight + product * query[i]) @ table[row] for i, row in pairs_of(spans)]
+        wanted = torch.cat([*(x[None] for x in pairs), behind])
+        for x in (out, wanted):
+            x.square().sum().backward()  # type: ignore[no-untyped-call]  # torch's
+        torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-13)
+        for a, b in zip(fast, slow, strict=True):
+            torch.testing.assert_close(a.grad, torch.zeros_like(b) if b.grad is None else b.grad)
 
 
 SHAPES = [

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord
+from lain.attention import AttentionRecord, Start, start_projection
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
 from lain.recurrence import GRU, PackedSpans
-from lain.spans import Spans, span_softmax, take
+from lain.spans import Spans, span_dot, span_softmax, take
 
 
 class DIEN(Backbone):
@@ -20,12 +20,16 @@ class DIEN(Backbone):
 
     h = GRU(history); a = softmax_p(h_p . W target / tau); interest = last state of an AUGRU over h,
     whose update gate is scaled by a. Source: Zhou et al., DIEN, AAAI 2019, eq. 2-7. As in LongCTR there
-    is no auxiliary loss on the next behaviour; W starts as the identity. Prompts are the first steps
-    of the recurrence, and their states take part in the attention. A sample without any step gets
-    zeros.
+    is no auxiliary loss on the next behaviour. Prompts are the first steps of the recurrence, and their
+    states take part in the attention. A sample without any step gets zeros.
 
     Args:
         width: Width d of an item's vector, and of the states.
+        attention_start: ``identity`` starts W and the candidates of both recurrences as the identity (see
+            :class:`~lain.recurrence.GRU`): a state is then like the latest items, its product with the
+            target a similarity, and a prompt of zero no step. ``xavier`` starts the recurrences as usual
+            and W with Xavier's uniform weights: attention then says nothing for an epoch or two, and what
+            adds to its logits meanwhile, such as an additive query, can drive it onto one step for good.
 
     Raises:
         ValueError: The width is not positive.
@@ -33,14 +37,15 @@ class DIEN(Backbone):
 
     name: ClassVar[str] = "dien"
 
-    def __init__(self, *, width: int) -> None:
+    def __init__(self, *, width: int, attention_start: Start = "identity") -> None:
         super().__init__()
         positive(width=width)
         self.width = width
-        self.extract = GRU(width)
+        start: Literal["identity", "uniform"] = "identity" if attention_start == "identity" else "uniform"
+        self.extract = GRU(width, start=start)
         self.relevance = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.relevance.weight)
-        self.evolve = GRU(width)
+        start_projection(self.relevance, attention_start)
+        self.evolve = GRU(width, start=start)
 
     @property
     def branches(self) -> dict[str, int]:
@@ -66,15 +71,15 @@ class DIEN(Backbone):
         read, place = spans.with_prefix(len(table) + rows)
         items = table if prompts is None else torch.cat([table, prompts.flatten(0, 1).to(table.dtype)])
         packed = PackedSpans.of(read)
-        states = packed.run(self.extract, take(items, read.index))
+        states, _ = self.extract(items, packed.index, None, packed.sizes)
         plain = self.relevance(target)
         query, shift = length.query("long", plain), length.key_shift("long")
-        logits = (states * take(query, read.row)).sum(1)
+        logits = span_dot(query[:, None], states[:, None], packed.read)[:, 0]
         if shift is not None:
             logits = logits + (query * shift).sum(1).index_select(0, read.row)
         first = place.flatten()
         if count and length.plain_prompt_query:
-            keys = torch.unflatten(take(states, first), 0, place.shape)
+            keys = torch.unflatten(take(states, packed.place[first]), 0, place.shape)
             keys = keys if shift is None else keys + shift[:, None]
             logits = logits.index_copy(0, first, (keys * plain[:, None]).sum(-1).flatten().to(logits.dtype))
         if count and length.prompt_offset is not None:
@@ -83,7 +88,8 @@ class DIEN(Backbone):
         if temperature is not None:
             logits = logits / temperature.index_select(0, read.row)
         weight = span_softmax(logits[:, None], read)
-        interest = packed.last(packed.run(self.evolve, states, weight[:, 0]))
+        _, last = self.evolve(states, None, weight[:, 0].index_select(0, packed.order), packed.sizes)
+        interest = packed.by_sample(last)
         real = torch.ones_like(read.index, dtype=torch.bool).index_fill_(0, first, False)
         record = AttentionRecord(weight.detach()[real], spans, weight.detach()[place])
         return Interests(interest, attention={"long": record})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lain.attention import AttentionRecord
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.spans import Spans, pair_linear, span_sum, take
+from lain.spans import Spans, span_linear, span_sum
 
 
 class Dice(nn.Module):
@@ -105,18 +105,26 @@ class DIN(Backbone):
     ) -> Interests:
         """The weighted sum of behaviours and prompts."""
         query, shift = length.query("long", target), length.key_shift("long")
-        prompts = length.prompts("long")
-        if prompts is None:
-            prompts = target.new_empty(len(target), 0, target.shape[1])
-        of_product = pair_linear(query, spans.row, table, spans.index, self.of_product.weight)
-        of_query = self._of_query(query, shift)
-        pairs = take(of_query, spans.row) + take(self._of_key(table), spans.index) + of_product
-        prompt_query = target if length.plain_prompt_query else query
-        of_prompts = self._of_query(prompt_query, shift)[:, None] + self._of_key(prompts)
-        of_prompts = of_prompts + self.of_product(prompt_query[:, None] * prompts)
-        # One batch, since the activation looks at all of it.
-        scored = self.network(torch.cat([pairs, of_prompts.flatten(0, 1)]))
-        weight, prompt_weight = scored[: len(pairs)], scored[len(pairs) :].view(*prompts.shape[:2], 1)
+        of_key = self.of_key.weight - self.of_difference.weight
+        of_query = plain = self._of_query(query, shift, of_key)
+        prompts, keys, prompt_query = length.prompts("long"), length.prompts("long", of_key), query
+        if prompts is None or keys is None:
+            prompts, keys = target.new_empty(len(target), 0, self.width), plain.new_empty(len(target), 0, 1)
+        elif length.plain_prompt_query:
+            prompt_query, plain = target, self._of_query(target, shift, of_key)
+        of_prompts = plain[:, None] + keys + self.of_product(prompt_query[:, None] * prompts)
+        # Behaviours and prompts are one batch, since the activation looks at all of it.
+        first = span_linear(
+            query,
+            table,
+            spans,
+            of_key,
+            self.of_product.weight,
+            of_query,
+            of_prompts.flatten(0, 1),
+        )
+        weight, prompt_weight = self.network(first).split([len(spans.index), prompts[..., 0].numel()])
+        prompt_weight = prompt_weight.view(*prompts.shape[:2], 1)
         if length.prompt_offset is not None:
             prompt_weight = prompt_weight * length.prompt_offset.exp()
         temperature = length.temperature("long")
@@ -128,15 +136,14 @@ class DIN(Backbone):
         return Interests(interest, attention={"long": record})
 
     def _of_query(
-        self, query: Float[Tensor, "samples width"], shift: Float[Tensor, "samples width"] | None
+        self,
+        query: Float[Tensor, "samples width"],
+        shift: Float[Tensor, "samples width"] | None,
+        of_key: Float[Tensor, "units width"],
     ) -> Float[Tensor, "samples units"]:
         """What the first layer takes from the query alone, and from what the length adds to all keys."""
-        out: Tensor = self.of_query(query) + self.of_difference(query)
+        weight = self.of_query.weight + self.of_difference.weight
+        out = nn.functional.linear(query, weight, self.of_query.bias)
         if shift is not None:
-            out = out + self._of_key(shift) + self.of_product(query * shift)
-        return out
-
-    def _of_key(self, items: Float[Tensor, "*n width"]) -> Float[Tensor, "*n units"]:
-        """What the first layer takes from the key alone."""
-        out: Tensor = self.of_key(items) - self.of_difference(items)
+            out = out + nn.functional.linear(shift, of_key) + self.of_product(query * shift)
         return out

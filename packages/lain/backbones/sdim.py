@@ -95,12 +95,14 @@ class SDIM(Backbone):
         prompts = length.prompts("long")
         if prompts is not None:
             of_prompt = torch.unflatten(self.signature(prompts.flatten(0, 1)), 0, prompts.shape[:2])
+            meets = (of_prompt == of_target[:, None]).to(prompts.dtype)
+            of_prompts = torch.einsum("iph,ipd->hid", meets, prompts)
         long = torch.zeros_like(target)
         for m in range(self.hashes):
             met = spans.select(of_item[:, m][spans.index] == of_target[:, m][spans.row])
             total = span_sum(table.new_ones(len(met.index), 1), table[:, None], met)[:, 0]
             if prompts is not None:
-                total = total + (prompts * (of_prompt[..., m] == of_target[:, m, None])[..., None]).sum(1)
+                total = total + of_prompts[m]
             some = (met.lengths > 0)[:, None]
             unit = nn.functional.normalize(torch.where(some, total, 1), dim=1)
             long = long + torch.where(some, unit, 0) / self.hashes
