@@ -12,12 +12,13 @@ STAMP := .venv/.stamp
 PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow test-gpu reproduce reproduce-ctr reproduce-retrieval bench-ctr clean
+.PHONY: help setup check test test-slow test-gpu reproduce reproduce-ctr reproduce-retrieval bench-ctr \
+	bench-retrieval clean
 
 help: ## This list
 	@printf 'make TARGET [NAME=value ...]\n\n'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-20s %s\n", $$1, $$2 }'
-	@printf '\n  STUDY=world          a file of experiments/ctr without its .yaml\n'
+	@printf '\n  STUDY=world          a file of experiments/ctr or experiments/retrieval without its .yaml\n'
 	@printf '  DATA=path            the data set of a study on real data\n'
 	@printf '  SEEDS=3              how many seeds, instead of the number that the study names\n'
 	@printf '  PEER=path            a FuxiCTR checkout to compare the speed with\n'
@@ -54,7 +55,7 @@ check: $(STAMP) ## Style, types, import contracts, YAML
 	git ls-files -z '*.yaml' '*.yml' '.yamllint' | xargs -0 -r $(BIN)/yamllint --strict
 
 test: $(STAMP) ## The default tests, minutes
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Exit code 5: there was no such test.
 test-slow: $(STAMP) ## The slow tests
@@ -63,18 +64,22 @@ test-slow: $(STAMP) ## The slow tests
 test-gpu: $(STAMP) ## The tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
 
-reproduce: reproduce-ctr ## All published tables that can be reproduced so far
+reproduce: reproduce-retrieval reproduce-ctr ## Both, each on its embedded world
 
 reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plots, results in runs/ctr-STUDY
 	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-reproduce-retrieval: ## Retrieval with counterfactual hard negatives: not there yet
-	@echo 'error: reproduce-retrieval does not exist yet; only reproduce-ctr does' >&2; exit 2
+reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
+	$(BIN)/python experiments/reproduce_retrieval.py --study '$(STUDY)' \
+		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
 	$(BIN)/python experiments/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \
 		$(if $(PEER_PYTHON),--peer-python '$(PEER_PYTHON)')
+
+bench-retrieval: $(STAMP) ## Speed beside sentence-transformers, into runs/bench-retrieval.json
+	$(BIN)/python experiments/bench_retrieval.py
 
 clean: ## Remove .venv, caches and build artefacts; runs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,15 +1,331 @@
-"""The command ``causalneg``; its commands are not there yet."""
+"""The ``causalneg`` command: make or mine data, write negatives, check them, train, evaluate, diagnose."""
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
+from typing import Literal
 
 import click
 
+from common.config import load as load_config
+from common.config import to_yaml
+from common.errors import ConfigError, HouseGroup
+from common.report import markdown_table
 
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def main(arguments: tuple[str, ...]) -> None:
-    """Dense retrieval with counterfactual hard negatives. The commands of this method are not there yet."""
-    click.echo("error: causalneg has no commands yet; the method is still to be built", err=True)
-    sys.exit(2)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+PATH = click.Path(path_type=Path)
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress.")
+SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
+
+
+@click.group(cls=HouseGroup)
+def main() -> None:
+    r"""Dense retrieval with hard negatives that violate one requirement of the query each.
+
+    \b
+    A first run, on the embedded world:
+      causalneg world data/world
+      causalneg mine data/world sets/bm25.jsonl --count 18
+      causalneg generate data/world sets/bm25.jsonl sets/rules.jsonl --backend rules
+      causalneg train experiments/retrieval/train.yaml data=data/world
+      causalneg evaluate runs/RUN --data data/world --split test
+    On your own data: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/train.tsv) in place of data/world.
+    """
+
+
+@main.command()
+@click.argument("out", type=FOLDER)
+@click.option("--passages", default=20_000, show_default=True, help="Passages of the corpus.")
+@click.option("--questions", default=8_000, show_default=True, help="Questions, over all splits.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes, on every machine.")
+@DRY_RUN
+def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) -> None:
+    """Make a world of typed facts with passages, questions and exact relevance, as a BEIR folder OUT.
+
+    OUT/mixed is the same corpus with half of its passages in the simulated writer's style. Since every
+    fact is known, so are the false negatives of every mined set and the truth of every written text.
+    """
+    from causalneg.world import WorldConfig, make_world
+
+    config = WorldConfig(passages=passages, questions=questions, seed=seed)
+    if dry_run:
+        click.echo(to_yaml(config), nl=False)
+        return
+    make_world(config, out)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.argument("out", type=FILE)
+@click.option("--split", default="train", show_default=True, help="Queries to mine for.")
+@click.option("--encoder", type=FOLDER, help="Encoder folder or run to mine with, instead of BM25.")
+@click.option("--count", default=15, show_default=True, help="Negatives per query.")
+@click.option("--depth", default=200, show_default=True, help="Documents looked at per query.")
+@click.option("--first-rank", default=1, show_default=True, help="First rank to take from.")
+@click.option("--last-rank", type=int, help="Last rank to take from.  [default: depth]")
+@click.option("--pick", type=click.Choice(["top", "random"]), default="top", show_default=True)
+@click.option("--max-score", type=float, help="Keep below this score.")
+@click.option("--min-score", type=float, help="Keep above this score.")
+@click.option("--margin", type=float, help="Keep this far below the positive's score.")
+@click.option("--relative-margin", type=float, help="Keep below this share of the positive's score (.95).")
+@click.option("--against", type=click.Choice(["one", "all", "lowest"]), default="one", show_default=True)
+@click.option("--truth", help="Split with all true positives, to count false negatives with.")
+@click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
+@click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
+@SKIP_BAD
+@QUIET
+@DRY_RUN
+def mine(
+    data: Path,
+    out: Path,
+    split: str,
+    encoder: Path | None,
+    count: int,
+    depth: int,
+    first_rank: int,
+    last_rank: int | None,
+    pick: str,
+    max_score: float | None,
+    min_score: float | None,
+    margin: float | None,
+    relative_margin: float | None,
+    against: str,
+    truth: str | None,
+    cache: Path | None,
+    seed: int,
+    skip_bad: bool,
+    quiet: bool,
+    dry_run: bool,
+) -> None:
+    """Find hard negatives in the corpus of DATA and write a training set OUT (JSONL).
+
+    By BM25, or by an encoder. Known positives of the split and near-duplicates of them are never taken.
+    The report, OUT with the ending .report.json, has ranks, scores, exclusions by rule and, with
+    --truth, the false negatives. The same command gives the same set on every machine.
+    """
+    from causalneg.commands import mine_set
+    from causalneg.mining import MiningRules
+
+    chosen = {
+        "count": count,
+        "depth": depth,
+        "first_rank": first_rank,
+        "last_rank": last_rank,
+        "pick": pick,
+        "max_score": max_score,
+        "min_score": min_score,
+        "margin": margin,
+        "relative_margin": relative_margin,
+        "against": against,
+    }
+    rules = load_config(MiningRules, None, base=chosen)
+    if dry_run:
+        click.echo(to_yaml(rules), nl=False)
+        return
+    report = mine_set(
+        data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
+        seed=seed, skip_bad=skip_bad, progress=not quiet,
+    )  # fmt: skip
+    click.echo(report.to_markdown())
+    click.echo(out)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.argument("mined", type=FILE)
+@click.argument("out", type=FILE)
+@click.option(
+    "--backend", type=click.Choice(["rules", "naive"]), default="rules", show_default=True, help="Who writes."
+)
+@click.option("--artifact", default=0.0, show_default=True, help="Strength of the writer's style, 0 to 1.")
+@click.option("--both-voices", is_flag=True, help="Rewrite passages too, into OUT.voices.jsonl.")
+@click.option("--voices-per-query", default=5, show_default=True, help="Mined ones rewritten per query.")
+@click.option("--limit", type=int, help="Only the first so many queries.")
+@click.option("--seed", default=0, show_default=True, help="Decides every choice of the writer.")
+@QUIET
+@DRY_RUN
+def generate(
+    data: Path,
+    mined: Path,
+    out: Path,
+    backend: str,
+    artifact: float,
+    both_voices: bool,
+    voices_per_query: int,
+    limit: int | None,
+    seed: int,
+    quiet: bool,
+    dry_run: bool,
+) -> None:
+    """Write negatives for the queries of the training set MINED, verify them, and write a set OUT.
+
+    First an analysis of why the positive answers the query, then up to three negatives that violate one
+    requirement each. What the verifier rejects goes to OUT.rejected.jsonl with the reason; the data card
+    is OUT.card.md. Every finished pair is kept in OUT.journal: a killed run goes on where it stopped.
+    """
+    from causalneg.commands import generate_set
+
+    if dry_run:
+        click.echo(
+            generate_set(data, mined, out, backend=backend, artifact=artifact, seed=seed, show_first=True)
+        )
+        return
+    card = generate_set(
+        data, mined, out, backend=backend, artifact=artifact, both_voices=both_voices,
+        voices_per_query=voices_per_query, limit=limit, seed=seed, progress=not quiet,
+    )  # fmt: skip
+    click.echo(card)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.argument("examples", type=FILE)
+@click.argument("out", type=FILE)
+@SKIP_BAD
+def verify(data: Path, examples: Path, out: Path, skip_bad: bool) -> None:
+    """Check the written negatives of a training set EXAMPLES and keep the valid ones in OUT.
+
+    Valid: not equal or near-equal to a positive, the requirement really violated, no answer (by truth on
+    the world, by heuristics elsewhere), of the corpus's length and language, no duplicate. Rejected ones
+    go to OUT.rejected.jsonl with the reason.
+    """
+    from causalneg.commands import verify_set
+
+    click.echo(verify_set(data, examples, out, skip_bad=skip_bad))
+    click.echo(out)
+
+
+@main.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train the encoder that CONFIG describes; overrides change single keys (loss.entropy_weight=0.05).
+
+    Killed at any moment, the same command goes on where it stopped. The last line printed is the run
+    folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
+    """
+    from causalneg.module import TrainConfig, run_hash
+    from causalneg.training import train_run
+
+    settings = load_config(TrainConfig, config, overrides)
+    if dry_run:
+        click.echo(to_yaml(settings), nl=False)
+        return
+    name = settings.name or f"{settings.encoder.kind}-{run_hash(settings)}-seed{settings.seed}"
+    run_dir = settings.out / name
+    record = train_run(settings, run_dir)
+    _say_cut(record.notes["texts_cut"])
+    click.echo(run_dir)
+
+
+@main.command()
+@click.argument("run", type=FOLDER, required=False)
+@click.option("--data", type=FOLDER, required=True, help="Any BEIR folder.")
+@click.option(
+    "--split", "splits", multiple=True, default=["test"], show_default=True, help="May be repeated."
+)
+@click.option("--encoder", type=FOLDER, help="An encoder folder instead of a RUN.")
+@click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
+@click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
+@click.option("--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True)
+@click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
+@SKIP_BAD
+@QUIET
+def evaluate(
+    run: Path | None,
+    data: Path,
+    splits: tuple[str, ...],
+    encoder: Path | None,
+    bm25: bool,
+    depth: int,
+    index: Literal["exact", "hnsw", "ivf"],
+    out: Path | None,
+    skip_bad: bool,
+    quiet: bool,
+) -> None:
+    """Rank the corpus of a BEIR folder with a trained RUN, an --encoder or --bm25.
+
+    Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
+    """
+    from causalneg.commands import find_encoder
+    from causalneg.evaluate import evaluate_bm25, evaluate_encoder
+    from causalneg.formats import read_dataset
+
+    chosen = [x for x in (run, encoder, bm25 or None) if x is not None]
+    if len(chosen) != 1:
+        raise ConfigError("evaluate: name one of a RUN, --encoder PATH or --bm25")
+    home = out or run or encoder or Path("runs") / "bm25"
+    model = None if bm25 else find_encoder(run or encoder or Path())
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad)
+    if model is None:
+        found = evaluate_bm25(dataset, splits, depth=depth)
+    else:
+        found = evaluate_encoder(model, dataset, splits, depth=depth, index=index, progress=not quiet)
+    _say_cut(model.cut if model is not None else 0)
+    for one in found:
+        folder = one.save(home / "eval")
+        rows = [[name, f"{value:.4f}"] for name, value in one.metrics.mean.items()]
+        click.echo(markdown_table([f"{one.name} {one.split}", f"{one.metrics.queries} queries"], rows))
+        click.echo(folder)
+
+
+def _say_cut(texts: int) -> None:
+    """Say how many texts an encoder could not read to their end."""
+    if texts:
+        click.echo(f"{texts} texts were longer than the encoder takes; their ends were not read", err=True)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--examples", type=FILE, multiple=True, help="Sets to measure on instead of the run's own.")
+def diagnose(run: Path, examples: tuple[Path, ...]) -> None:
+    """Show whether a trained RUN scores by who wrote a text instead of by whether it is relevant.
+
+    Same-document style shift, source AUC from score and embedding, mutual information of source and
+    score, each beside its value for the encoder before training. Leaves diagnosis.json in the run folder.
+    """
+    from causalneg.training import diagnose_run
+
+    trained, untrained = (report.figures() for report in diagnose_run(run, examples=examples))
+    rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
+    click.echo(markdown_table(["measure", "trained", "untrained"], rows))
+    click.echo(run / "diagnosis.json")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["encoder", "own", "sentence-transformers", "tevatron", "flagembedding", "ms-swift"]),
+    default="encoder",
+    show_default=True,
+    help="encoder: a run's encoder for SentenceTransformer(OUT); the others: a training set.",
+)
+@click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
+def export(source: Path, out: Path, kind: str, data: Path | None) -> None:
+    """Hand the encoder of a run, or a training set, to other libraries.
+
+    Says in plain words what the other format cannot carry.
+    """
+    from causalneg.commands import find_encoder
+    from causalneg.formats import export_examples, read_dataset, read_examples
+
+    if kind == "encoder":
+        find_encoder(source).export_sentence_transformers(out)
+        click.echo(out)
+        return
+    dataset = read_dataset(data, splits=[]) if data is not None else None
+    for loss in export_examples(read_examples(source), out, format=kind, dataset=dataset):
+        click.echo(loss, err=True)
+    click.echo(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Run a retrieval study: mine, write and verify every set, train every arm, evaluate, print the table.
+
+``make reproduce-retrieval STUDY=world`` or ``python experiments/reproduce_retrieval.py --study world``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from causalneg.commands import beside, generate_set, mine_set
+from causalneg.formats import read_dataset, write_dataset
+from causalneg.generation.style import mixed_corpus
+from causalneg.mining import MiningRules
+from causalneg.module import TrainConfig
+from causalneg.study_report import Head, bm25_line, retrieval_rows, study_plots, study_table
+from causalneg.training import train_run
+from causalneg.world import WorldConfig, make_world
+from common import config
+from common.errors import ConfigError, DataError, exit_on_mistake, suggest
+from common.files import atomic_folder, atomic_write
+from common.study import RunSpec, Study, Worker, is_done, nested, run, say
+
+STUDIES = Path(__file__).parent / "retrieval"
+
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
+
+
+@dataclass
+class RetrievalStudy(Study):
+    """A study file of retrieval: what :class:`common.study.Study` holds, and the sets that the arms use.
+
+    An arm names its sets by their names here (``sets: [{path: bm25, count: 15}]``). Sets are made once, with
+    one seed, and shared by all seeds of all arms.
+
+    Args:
+        sets: How each training set is made: ``{mine: bm25 or dense, ...rules}``, ``{write: rules or naive,
+            artifact: 0..1, from: a mined set, voices: rewritten mined negatives per query}``.
+        start: Training of the encoder that all arms start from, by dotted key; empty starts from scratch.
+        train_split: Split that is mined and trained on.
+        truth_split: Split with every true positive of the training queries, where that is known.
+        reference: The arm that others are tested against.
+        mixed_share: Share of the corpus in the writer's style in the mixed twin; 0 makes none.
+    """
+
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
+    train_split: str = "train"
+    truth_split: str | None = None
+    reference: str = "bm25"
+    mixed_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check that every set that is used is defined, and before it is used."""
+        super().__post_init__()
+        mistakes: list[str] = []
+        seen: list[str] = []
+        for name, options in self.sets.items():
+            kinds = [k for k in ("mine", "write") if k in options]
+            if len(kinds) != 1:
+                mistakes.append(f"sets.{name}: needs one of mine and write")
+            if "write" in options and options.get("from") not in seen:
+                word = f"sets.{name}.from: {options.get('from')!r} is not a set before it"
+                mistakes.append(word + suggest(str(options.get("from")), seen))
+            seen.append(name)
+        for arm, settings in self.arms.items():
+            own = nested(self.base, settings)
+            used = [str(entry.get("path")) for entry in own.get("sets", [])]
+            used += [str(own["voices"])] if own.get("voices") else []
+            mistakes += [f"arms.{arm}: no set {u!r}{suggest(u, seen)}" for u in used if u not in seen]
+        if self.reference not in self.arms:
+            mistakes.append(f"reference: no arm {self.reference!r}{suggest(self.reference, self.arms)}")
+        ConfigError.raise_if(mistakes)
+
+
+def find_study(name: str) -> RetrievalStudy:
+    """Load a study by name or path.
+
+    Raises:
+        DataError: There is no such study.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
+    known = sorted(f.stem for f in STUDIES.glob("*.yaml") if f.stem != "train")
+    if not path.is_file() or path.stem == "train":
+        there = f"there are {', '.join(known)}, or give a YAML file"
+        raise DataError(f"no study {name!r}{suggest(name, known)}; {there}")
+    return config.load(RetrievalStudy, path)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that the runs of a study read.
+
+    Args:
+        data: BEIR folder.
+        mixed: Its mixed-style twin; None where the study has none.
+        sets: File of each set.
+        start: Folder of the encoder that all runs start from; None from scratch.
+        fingerprint: Hash of all of it.
+    """
+
+    data: Path
+    mixed: Path | None
+    sets: dict[str, Path]
+    start: Path | None
+    fingerprint: str
+
+
+def _once(target: Path, options: Mapping[str, Any], make: Callable[[], object]) -> str:
+    """Make a target unless it was made with the same options; its hash either way."""
+    marker = target.with_name(f".{target.name}.made.json")
+    wanted = json.dumps(options, sort_keys=True, default=str)
+    if not (target.exists() and marker.is_file() and marker.read_text() == wanted):
+        marker.unlink(missing_ok=True)
+        say(f"making {target}")
+        make()
+        atomic_write(marker, wanted)
+    return hashlib.sha256(wanted.encode()).hexdigest()[:16]
+
+
+def check_source(study: RetrievalStudy, path: Path | None) -> Path:
+    """The BEIR folder of a study on real data.
+
+    Raises:
+        DataError: A file is missing; says which files to put where.
+    """
+    folder = path or Path("data") / study.name
+    missing = [name for name in BEIR_FILES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: no {', '.join(missing)}; put the BEIR folder of {study.name} there "
+            f"({', '.join(BEIR_FILES)} and the qrels of its other splits), or name it with --data "
+            "(DATA= of make)"
+        )
+    return folder
+
+
+def prepare(study: RetrievalStudy, source: Path | None, out: Path) -> Prepared:
+    """Data, start encoder and sets of a study, each made once.
+
+    Args:
+        study: The study.
+        source: BEIR folder, where the study is on real data.
+        out: Folder of the study.
+    """
+    options = dict(study.data)
+    kind = options.pop("format", "beir")
+    mixed: Path | None
+    if kind == "world":
+        data = out / "data" / "world"
+        world = config.load(WorldConfig, None, base=options)
+        print_ = _once(data, {"world": config.to_dict(world)}, lambda: make_world(world, data))
+        mixed = data / "mixed"
+    elif kind == "beir":
+        data = check_source(study, source)
+        print_ = _files_hash([data / name for name in BEIR_FILES])
+        mixed = out / "data" / f"{data.name}-mixed" if study.mixed_share else None
+        if mixed is not None:
+            twin = mixed
+            _once(twin, {"from": print_, "share": study.mixed_share}, lambda: _make_mixed(study, data, twin))
+    else:
+        raise DataError(f"data.format: {kind!r} is not one of world, beir{suggest(kind, ('world', 'beir'))}")
+    start = None
+    if study.start:
+        start = out / "start"
+        own = {"sets": [], "candidates": 0, "encoder.kind": study.backbones[0]}
+        settings = nested(study.base, own, study.start)
+        print_ = _once(
+            start, {"data": print_, "config": settings}, partial(_train_start, settings, data, out)
+        )
+    files: dict[str, Path] = {}
+    prints: dict[str, str] = {"": print_}
+    for name, how in study.sets.items():
+        path = out / "sets" / f"{name}.jsonl"
+        wanted = {"from": prints[how.get("from", "")], **{k: v for k, v in how.items() if k != "from"}}
+        make = partial(_make_set, study, data, start, path, how, files)
+        prints[name] = _once(path, wanted, make)
+        files[name] = path
+    whole = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
+    return Prepared(data, mixed, files, start, whole)
+
+
+def _files_hash(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _make_mixed(study: RetrievalStudy, data: Path, out: Path) -> None:
+    splits = sorted(path.stem for path in (data / "qrels").glob("*.tsv"))
+    dataset = read_dataset(data, splits=splits)
+    styled = mixed_corpus(dataset.documents, share=study.mixed_share, seed=0)
+    if out.exists():
+        with atomic_folder(out, replace=True):
+            pass
+    write_dataset(out, styled, list(dataset.queries.values()), dataset.qrels)
+
+
+def _train_start(settings: Mapping[str, Any], data: Path, out: Path) -> None:
+    """Train the encoder that every arm starts from, and keep nothing else of its run."""
+    own = {"data": str(data), "tests": [], "cache": str(out / "cache"), "name": "start", "out": str(out)}
+    loaded = config.load(
+        TrainConfig, None, base=nested(settings, own, {"diagnose": {"holdout": 0.0, "examples": []}})
+    )
+    train_run(loaded, out / "start")
+
+
+def _make_set(
+    study: RetrievalStudy,
+    data: Path,
+    start: Path | None,
+    path: Path,
+    how: Mapping[str, Any],
+    files: Mapping[str, Path],
+) -> None:
+    rest = {k: v for k, v in how.items() if k not in ("mine", "write", "from", "voices")}
+    if "mine" in how:
+        rules = config.load(MiningRules, None, base=rest)
+        encoder = start / "encoder" if how["mine"] == "dense" and start is not None else None
+        if how["mine"] == "dense" and encoder is None:
+            raise ConfigError(f"sets.{path.stem}: dense mining needs a start encoder; give the study one")
+        mine_set(data, path, split=study.train_split, rules=rules, encoder=encoder, truth=study.truth_split)
+        return
+    voices = int(how.get("voices", 0))
+    beside(path, ".journal").unlink(missing_ok=True)
+    generate_set(
+        data, files[how["from"]], path, backend=how["write"], artifact=float(rest.get("artifact", 0.0)),
+        both_voices=voices > 0, voices_per_query=voices,
+    )  # fmt: skip
+
+
+def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> None:
+    """Train and evaluate one run, in a worker process."""
+    settings = {k: v for k, v in spec.config.items() if k != "data_fingerprint"}
+    train_run(config.load(TrainConfig, None, base=placed(settings, prepared, cache)), folder)
+
+
+def placed(settings: Mapping[str, Any], prepared: Prepared, cache: Path) -> dict[str, Any]:
+    """Settings with the names of sets replaced by their files, and data and start encoder put in."""
+    own: dict[str, Any] = {"data": str(prepared.data), "cache": str(cache)}
+    own["sets"] = [{**e, "path": str(prepared.sets[str(e["path"])])} for e in settings.get("sets", [])]
+    if settings.get("voices"):
+        own["voices"] = str(beside(prepared.sets[str(settings["voices"])], ".voices.jsonl"))
+    if prepared.mixed is not None:
+        own["mixed"] = str(prepared.mixed)
+    if prepared.start is not None:
+        own["encoder"] = {"start": str(prepared.start / "encoder")}
+    probes = settings.get("diagnose", {}).get("examples", [])
+    own["diagnose"] = {"examples": [str(prepared.sets[str(name)]) for name in probes]}
+    return nested(settings, own)
+
+
+def resolve(study: RetrievalStudy, plan: list[RunSpec], fingerprint: str) -> list[RunSpec]:
+    """Complete every run's settings with the defaults of the training config, so that mistakes show at once.
+
+    Paths of sets stay names: where things lie does not decide a result, the fingerprint does.
+    """
+    out = []
+    for spec in plan:
+        own = {"encoder.kind": spec.backbone, "seed": spec.seed, "data": "prepared"}
+        loaded = config.load(TrainConfig, None, base=nested(spec.config, own))
+        settings = {**config.to_dict(loaded), "data_fingerprint": fingerprint}
+        out.append(dataclasses.replace(spec, config=settings))
+    return out
+
+
+def write_results(study: RetrievalStudy, plan: list[RunSpec], out: Path, head: Head, *, again: bool) -> str:
+    """Write results.json, table.md and the plots, unless they hold these runs already.
+
+    Returns:
+        The table.
+    """
+    rows = retrieval_rows(plan, out)
+    content = json.dumps({"study": study.name, "rows": rows}, indent=1) + "\n"
+    results, table = out / "results.json", out / "table.md"
+    if not again and table.is_file() and results.is_file() and results.read_text() == content:
+        return table.read_text()
+    say("comparing the arms")
+    text = study_table(head, plan, out)
+    study_plots(plan, out, head.reference)
+    atomic_write(table, text)
+    atomic_write(results, content)
+    return text
+
+
+def reproduce(
+    study: RetrievalStudy,
+    plan: list[RunSpec],
+    worker: Worker,
+    out: Path,
+    head: Head,
+    *,
+    workers: int,
+    threads: int,
+    again: bool,
+) -> int:
+    """Do the runs of a plan and print the table.
+
+    Returns:
+        Exit code: 1 when a run failed.
+    """
+    failures = run(plan, worker, out, workers=workers, threads=threads)
+    if any(is_done(spec, out) and not spec.tag for spec in plan):
+        click.echo(write_results(study, plan, out, head, again=again))
+    for failure in failures:
+        say(f"error: {failure.spec.key}: {failure.message} (see {out / failure.spec.key / 'error.txt'})")
+    return int(bool(failures))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--study", "name", default="world", show_default=True, help="Name of a study, or a YAML file.")
+@click.option("--data", type=click.Path(path_type=Path), help="BEIR folder of a study on real data.")
+@click.option("--seeds", type=click.IntRange(1), help="Use seeds 0 .. N-1 instead of those of the study.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Torch threads each.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/retrieval-STUDY]")
+@click.option("--report", is_flag=True, help="Make table and plots again, though no run is new.")
+@click.option("--dry-run", is_flag=True, help="Print the runs with their settings and stop.")
+def command(
+    name: str,
+    data: Path | None,
+    seeds: int | None,
+    workers: int,
+    threads: int,
+    out: Path | None,
+    report: bool,
+    dry_run: bool,
+) -> None:
+    """Train the arms of a retrieval study and print what generated negatives do to the encoder.
+
+    Data, sets and the start encoder are made once; every run has a folder of its own in the output folder.
+    Stop it at any time: the same command resumes. The second call only prints the table.
+    """
+    study = find_study(name)
+    plan = study.plan(seeds)
+    resolved = resolve(study, plan, "not prepared")  # mistakes in the settings show before anything is made
+    if dry_run:
+        for spec in resolved:
+            click.echo(f"# {spec.key}\n{config.to_yaml(spec.config)}")
+        return
+    out = out or Path("runs") / f"retrieval-{study.name}"
+    out.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(study, data, out)
+    plan = resolve(study, plan, prepared.fingerprint)
+    again = f"python experiments/reproduce_retrieval.py --study {Path(name).name}"
+    again += (" --data PATH" if data is not None else "") + (f" --seeds {seeds}" if seeds else "")
+    tests = config.load(TrainConfig, None, base=nested(study.base, {"data": "prepared"})).tests
+    head = Head(
+        name=study.name,
+        description=study.description,
+        command=again,
+        sets=prepared.sets,
+        bm25=bm25_line(prepared.data, prepared.mixed, tests, out / "bm25"),
+        data=prepared.data,
+        reference=study.reference,
+        workers=workers,
+    )
+    worker = partial(train, prepared=prepared, cache=out / "cache")
+    code = reproduce(study, plan, worker, out, head, workers=workers, threads=threads, again=report)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2."""
+    with exit_on_mistake():
+        command.main(standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main()

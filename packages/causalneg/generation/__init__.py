@@ -1,0 +1,1 @@
+"""Writing negatives: who writes them, in whose voice, and who checks them."""

@@ -1,0 +1,10 @@
+"""The embedded world: typed facts, passages that state them, questions, and exact relevance."""
+
+from __future__ import annotations
+
+from causalneg.world.edits import Edit
+from causalneg.world.language import Fact
+from causalneg.world.needs import Need, Pattern, Requirement
+from causalneg.world.world import World, WorldConfig, make_world
+
+__all__ = ["Edit", "Fact", "Need", "Pattern", "Requirement", "World", "WorldConfig", "make_world"]

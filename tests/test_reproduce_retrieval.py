@@ -1,0 +1,150 @@
+"""The retrieval study script: a whole tiny study for real, its mistakes, and the second call."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from matplotlib.image import imread
+
+from common.errors import HouseError
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "experiments" / "reproduce_retrieval.py"
+
+TINY = """
+name: tiny
+description: A study in miniature.
+data: {format: world, passages: 400, questions: 150, seed: 1}
+truth_split: train-truth
+seeds: [0, 1]
+reference: bm25
+backbones: [static]
+start: {loss.in_batch: true}
+sets:
+  bm25: {mine: bm25, count: 8, depth: 40}
+  dense: {mine: dense, count: 8, depth: 40}
+  rules: {write: rules, from: bm25, artifact: 1.0, voices: 2}
+arms:
+  bm25: {sets: [{path: bm25, count: 5}]}
+  dense: {sets: [{path: dense, count: 5}, {path: bm25, count: 0}]}
+  causalneg: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], loss.entropy_weight: 0.05}
+  both-voices: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], voices: rules}
+main: [bm25, causalneg, both-voices]
+extra:
+  - {backbones: [static], arms: [bm25, dense], seeds: [0], overrides: {loss.in_batch: true}, tag: in-batch on}
+base:
+  candidates: 5
+  encoder.options: {dim: 32}
+  train: {batch_size: 8}
+  diagnose: {examples: [bm25, rules], holdout: 0.2, documents: 20, every: 3}
+  tracking: {wandb: disabled}
+  fit: {epochs: 1, patience: 0, progress: false, log_every: 1, accelerator: cpu}
+"""
+
+
+def reproduce(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "packages")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("reproduce_retrieval")
+
+
+def inside(script: Any, *arguments: object) -> Result:
+    """The command in this process; mistakes are left as exceptions."""
+    return CliRunner().invoke(script.command, [str(a) for a in arguments])
+
+
+@pytest.mark.slow
+def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = reproduce("--study", study, "--out", out)
+    assert first.returncode == 0, first.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert results["study"] == "tiny"
+    main = [row for row in results["rows"] if "tag" not in row]
+    assert {(row["arm"], row["seed"], row["split"]) for row in main} == {
+        (arm, seed, "test") for arm in ("bm25", "causalneg", "both-voices") for seed in (0, 1)
+    }
+    assert {row["arm"] for row in results["rows"] if row.get("tag")} == {"bm25", "dense"}
+    wanted = {"ndcg@10", "recall@100", "mrr@10", "ndcg@10/mixed", "style_shift", "source_auc"}
+    wanted |= {"mutual_information", "untrained/source_auc", "ndcg@10/mixed-styled"}
+    assert all(wanted <= set(row["metrics"]) for row in results["rows"])
+    table = (out / "table.md").read_text()
+    assert first.stdout.strip() == table.strip()
+    assert "BM25" in table
+    assert "% false negatives" in table
+    for plot in ("ndcg.png", "similarity.png", "source_auc.png"):
+        assert imread(out / plot).ndim == 3
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    second = reproduce("--study", study, "--out", out)
+    assert second.returncode == 0
+    assert second.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == times
+
+
+def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: Path) -> None:
+    shown = inside(script, "--study", study, "--out", tmp_path / "out", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count("# static-") == 3 * 2 + 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("path: rules, count: 1}], voices", "path: rule, count: 1}], voices", "no set 'rule'; did you mean"),
+        ("from: bm25,", "from: dense2,", "is not a set before it"),
+        ("reference: bm25", "reference: bm26", "no arm 'bm26'"),
+        ("{mine: bm25, count: 8", "{count: 8", "needs one of mine and write"),
+        ("holdout: 0.2", "holdout: 2.0", "holdout"),
+    ],
+)
+def test_mistakes_show_before_anything_is_made(
+    script: Any, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in TINY
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TINY.replace(old, new))
+    done = inside(script, "--study", path, "--out", tmp_path / "out")
+    assert isinstance(done.exception, HouseError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_data_that_is_missing_is_said_with_what_to_put_where(script: Any, tmp_path: Path) -> None:
+    done = inside(script, "--study", "wiki-mix", "--data", tmp_path / "none", "--out", tmp_path / "out")
+    assert "corpus.jsonl, queries.jsonl, qrels/train.tsv" in str(done.exception)
+    assert "--data" in str(done.exception)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2() -> None:
+    done = reproduce("--study", "wrld")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "did you mean 'world'" in done.stderr

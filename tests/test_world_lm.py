@@ -1,0 +1,123 @@
+"""The language model that learns the world: what it is taught, and a short lesson with the real command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from causalneg.commands import mine_set
+from causalneg.formats import read_dataset, read_examples
+from causalneg.generation.backends import make_writer
+from causalneg.generation.chat import ChatRequest, read_answer
+from causalneg.generation.llm import LLMWriter
+from causalneg.generation.model_pipeline import generate_with_model
+from causalneg.generation.pipeline import pairs_from
+from causalneg.generation.prompts import Drafts, Limits, Prompts, Rewritten
+from causalneg.generation.tiny_model import train_tokenizer
+from causalneg.generation.transformers_local import TransformersBackend
+from causalneg.generation.writer import Pair
+from causalneg.mining import MiningRules
+from causalneg.schema import Analysis
+from causalneg.world import World, WorldConfig, make_world
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def world_lm() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("world_lm", EXPERIMENTS / "world_lm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["world_lm"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    make_world(WorldConfig(passages=300, questions=120), path / "world")
+    mine_set(path / "world", path / "mined.jsonl", split="train", rules=MiningRules(count=2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(data: Path) -> list[Pair]:
+    dataset = read_dataset(data / "world", splits=[])
+    return pairs_from(read_examples(data / "mined.jsonl")[:16], dataset, candidates=2)
+
+
+def test_it_learns_the_conversations_that_it_will_hold(
+    world_lm: ModuleType, data: Path, pairs: list[Pair]
+) -> None:
+    dataset = read_dataset(data / "world", splits=[])
+    prompts = Prompts(limits=Limits(candidates=2))
+    rules = make_writer("rules", dataset, world=World.open(data / "world"))
+    found = list(world_lm.conversations(prompts, rules, pairs))
+    both = [c for c in found if len(c) == 5]
+    spoken = [c for c in found if len(c) == 3]
+    assert len(both) > len(pairs) / 2
+    assert len(spoken) > len(pairs) / 2
+    by_query = {pair.query.text: pair for pair in pairs}
+    for messages in both:
+        query = messages[1].content.splitlines()[0].removeprefix("Query: ")
+        assert tuple(messages[:2]) == prompts.analysis(by_query[query].query, by_query[query].positive)
+        analysis, repaired = read_answer(messages[2].content, Analysis)
+        assert not repaired
+        drafts, repaired = read_answer(messages[4].content, Drafts)
+        assert not repaired
+        assert isinstance(drafts, Drafts)
+        assert isinstance(analysis, Analysis)
+        orders = [line for line in messages[3].content.splitlines() if line.startswith("negative_")]
+        assert len(orders) == sum(d is not None for d in drafts.in_order())
+    for messages in spoken:
+        assert isinstance(read_answer(messages[2].content, Rewritten)[0], Rewritten)
+
+
+def test_a_sample_is_what_the_chat_template_writes(world_lm: ModuleType, pairs: list[Pair]) -> None:
+    prompts = Prompts()
+    messages = list(prompts.analysis(pairs[0].query, pairs[0].positive))
+    tokenizer = train_tokenizer([m.content for m in messages], vocabulary=400)
+    tokenizer.chat_template = world_lm.TEMPLATE
+    answer = world_lm.Message("assistant", '{"a": "b"}')
+    sample = world_lm.tokenize(tokenizer, [*messages, answer])
+    turns = [{"role": m.role, "content": m.content} for m in (*messages, answer)]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert "THE CORPUS" not in whole
+    assert sample.ids == tokenizer.encode(whole, add_special_tokens=False)
+    own = [token for token, mine in zip(sample.ids, sample.answer, strict=True) if mine]
+    assert tokenizer.decode(own) == '{"a": "b"}<|im_end|>'
+    # What stands before the answer is the prompt that the model will get.
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+    assert sample.ids[: sample.answer.index(True)] == tokenizer.encode(prompt, add_special_tokens=False)
+
+
+@pytest.mark.slow
+def test_a_short_lesson_gives_a_model_that_every_backend_can_load(data: Path, pairs: list[Pair]) -> None:
+    out = data / "model"
+    command = [
+        sys.executable,
+        str(EXPERIMENTS / "world_lm.py"),
+        str(data / "world"),
+        str(data / "mined.jsonl"),
+    ]
+    command += [str(out), "--minutes", "0.3", "--tokens", "2048"]
+    environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent / "packages")}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    facts = json.loads((out / "world-lm.json").read_text())
+    assert 8e6 < facts["parameters"] < 12e6
+    assert facts["loss"] < 8.3  # the loss of knowing nothing, log 4096
+    backend = TransformersBackend(out, batch=2, attempts=1, device="cpu")
+    writer = LLMWriter(backend, limits=Limits(candidates=2, analysis_tokens=32, negatives_tokens=32))
+    made = generate_with_model(pairs[:2], writer, report=lambda line: None)
+    assert len(made.examples) == 2
+    request = ChatRequest("k", Prompts().rewrite("Ann won."), Rewritten, {}, 8)
+    assert len(backend._prompt(request)) < 60
