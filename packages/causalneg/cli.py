@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
+from causalneg.formats import FORMATS
+from causalneg.model_commands import (
+    MODEL_BACKENDS,
+    generate_model_set,
+    judge_set,
+    model_options,
+    model_settings,
+)
 from common.config import load as load_config
 from common.config import to_yaml
 from common.errors import ConfigError, HouseGroup
@@ -18,6 +26,25 @@ PATH = click.Path(path_type=Path)
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
+INDEX = click.option(
+    "--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True,
+    help="How embeddings are searched.",
+)  # fmt: skip
+DEVICES = click.option(
+    "--device", "devices", multiple=True,
+    help="Such as cuda:0: encodes there; if repeated, the search is spread over all.  [default: cpu]",
+)  # fmt: skip
+
+
+def _tell(line: str) -> None:
+    """Say something beside the result."""
+    click.echo(line, err=True)
+
+
+def _say_cut(texts: int) -> None:
+    """Say how many texts an encoder could not read to their end."""
+    if texts:
+        _tell(f"{texts} texts were longer than the encoder takes; their ends were not read")
 
 
 @click.group(cls=HouseGroup)
@@ -72,8 +99,12 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @click.option("--margin", type=float, help="Keep this far below the positive's score.")
 @click.option("--relative-margin", type=float, help="Keep below this share of the positive's score (.95).")
 @click.option("--against", type=click.Choice(["one", "all", "lowest"]), default="one", show_default=True)
+@click.option("--near-duplicate", default=0.6, show_default=True, help="Share of it that is too much.")
+@click.option("--distinct", type=float, help="The same between the negatives of one query.")
 @click.option("--truth", help="Split with all true positives, to count false negatives with.")
 @click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
+@INDEX
+@DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
 @QUIET
@@ -93,8 +124,12 @@ def mine(
     margin: float | None,
     relative_margin: float | None,
     against: str,
+    near_duplicate: float,
+    distinct: float | None,
     truth: str | None,
     cache: Path | None,
+    index: Literal["exact", "hnsw", "ivf"],
+    devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
     quiet: bool,
@@ -120,6 +155,8 @@ def mine(
         "margin": margin,
         "relative_margin": relative_margin,
         "against": against,
+        "near_duplicate": near_duplicate,
+        "distinct": distinct,
     }
     rules = load_config(MiningRules, None, base=chosen)
     if dry_run:
@@ -127,9 +164,10 @@ def mine(
         return
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
-        seed=seed, skip_bad=skip_bad, progress=not quiet,
+        index=index, devices=devices, seed=seed, skip_bad=skip_bad, tell=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
+    _say_cut(report.texts_cut)
     click.echo(out)
 
 
@@ -137,14 +175,22 @@ def mine(
 @click.argument("data", type=FOLDER)
 @click.argument("mined", type=FILE)
 @click.argument("out", type=FILE)
+@model_options
 @click.option(
-    "--backend", type=click.Choice(["rules", "naive"]), default="rules", show_default=True, help="Who writes."
+    "--backend",
+    type=click.Choice(["rules", "naive", *MODEL_BACKENDS]),
+    default="rules",
+    show_default=True,
+    help="Who writes.",
 )
-@click.option("--artifact", default=0.0, show_default=True, help="Strength of the writer's style, 0 to 1.")
+@click.option("--artifact", default=0.0, show_default=True, help="Style of rules and naive, 0 to 1.")
 @click.option("--both-voices", is_flag=True, help="Rewrite passages too, into OUT.voices.jsonl.")
 @click.option("--voices-per-query", default=5, show_default=True, help="Mined ones rewritten per query.")
-@click.option("--limit", type=int, help="Only the first so many queries.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
 @click.option("--seed", default=0, show_default=True, help="Decides every choice of the writer.")
+@click.option("--retry-failed", is_flag=True, help="Try pairs again whose failure is in the journal.")
+@click.option("--status", is_flag=True, help="Show how far OUT is, and do nothing.")
+@SKIP_BAD
 @QUIET
 @DRY_RUN
 def generate(
@@ -157,25 +203,65 @@ def generate(
     voices_per_query: int,
     limit: int | None,
     seed: int,
+    retry_failed: bool,
+    status: bool,
+    skip_bad: bool,
     quiet: bool,
     dry_run: bool,
+    **model: Any,
 ) -> None:
-    """Write negatives for the queries of the training set MINED, verify them, and write a set OUT.
+    r"""Write negatives for the queries of the training set MINED, verify them, and write a set OUT.
 
     First an analysis of why the positive answers the query, then up to three negatives that violate one
     requirement each. What the verifier rejects goes to OUT.rejected.jsonl with the reason; the data card
-    is OUT.card.md. Every finished pair is kept in OUT.journal: a killed run goes on where it stopped.
+    is OUT.card.md. What is finished is kept in OUT.journal: a killed run goes on where it stopped.
+
+    \b
+    A language model writes with --backend vllm (in this process), openai (servers) or transformers:
+      causalneg generate DATA MINED OUT --backend openai --endpoint http://127.0.0.1:8000/v1 --model NAME
+    The key of a server is read from the environment variable OPENAI_API_KEY. Some further settings:
+      budget.tokens=5000000   budget.money=20 budget.prompt_price=.1 budget.completion_price=.4
+      vllm.tensor_parallel=2  vllm.data_parallel=4  vllm.adapter=FOLDER  server.highest_concurrency=512
+      judge.model=OTHER  temperature=.7  limits.candidates=5  wandb=offline
+    --dry-run prints both prompts for the first pair.
     """
+    if status:
+        from causalneg.generation.model_set import set_status
+
+        click.echo(set_status(out))
+        return
+    if out.resolve() == mined.resolve():
+        raise ConfigError(f"{out}: is the mined set itself; write to another file")
+    if backend in MODEL_BACKENDS:
+        if artifact:
+            raise ConfigError(f"artifact: {backend} writes in its own style; leave --artifact out")
+        said = generate_model_set(
+            data, mined, out, backend=backend, settings=model_settings(model), both_voices=both_voices,
+            voices_per_query=voices_per_query, limit=limit, retry_failed=retry_failed, seed=seed,
+            progress=not quiet, show_first=dry_run,
+        )  # fmt: skip
+        click.echo(said)
+        if not dry_run:
+            click.echo(out)
+        return
+    if retry_failed or any(model.values()):
+        raise ConfigError(
+            f"backend: {backend} has no language model; take one of {', '.join(MODEL_BACKENDS)}, "
+            "or leave the model's settings out"
+        )
     from causalneg.commands import generate_set
 
     if dry_run:
-        click.echo(
-            generate_set(data, mined, out, backend=backend, artifact=artifact, seed=seed, show_first=True)
-        )
+        first = generate_set(
+            data, mined, out, backend=backend, artifact=artifact, seed=seed, skip_bad=skip_bad, tell=_tell,
+            show_first=True,
+        )  # fmt: skip
+        click.echo(first)
         return
     card = generate_set(
         data, mined, out, backend=backend, artifact=artifact, both_voices=both_voices,
-        voices_per_query=voices_per_query, limit=limit, seed=seed, progress=not quiet,
+        voices_per_query=voices_per_query, limit=limit, seed=seed, skip_bad=skip_bad, tell=_tell,
+        progress=not quiet,
     )  # fmt: skip
     click.echo(card)
     click.echo(out)
@@ -185,25 +271,47 @@ def generate(
 @click.argument("data", type=FOLDER)
 @click.argument("examples", type=FILE)
 @click.argument("out", type=FILE)
+@model_options
+@click.option(
+    "--backend",
+    type=click.Choice(MODEL_BACKENDS),
+    default="openai",
+    show_default=True,
+    help="Where a judge runs that is a language model.",
+)
 @SKIP_BAD
-def verify(data: Path, examples: Path, out: Path, skip_bad: bool) -> None:
+@DRY_RUN
+def verify(
+    data: Path, examples: Path, out: Path, backend: str, skip_bad: bool, dry_run: bool, **model: Any
+) -> None:
     """Check the written negatives of a training set EXAMPLES and keep the valid ones in OUT.
 
     Valid: not equal or near-equal to a positive, the requirement really violated, no answer (by truth on
     the world, by heuristics elsewhere), of the corpus's length and language, no duplicate. Rejected ones
-    go to OUT.rejected.jsonl with the reason.
+    go to OUT.rejected.jsonl with the reason. With a --judge, a language model (--model) or a cross-encoder
+    (judge.model=...), what the verifier lets pass needs the judge's word too.
     """
-    from causalneg.commands import verify_set
+    from causalneg.commands import beside, verify_set
 
-    click.echo(verify_set(data, examples, out, skip_bad=skip_bad))
+    if dry_run:
+        rejected = beside(out, ".rejected.jsonl")
+        click.echo(to_yaml({"data": data, "examples": examples, "out": out, "rejected": rejected}), nl=False)
+        return
+    if any(model.values()):
+        settings = model_settings(model)
+        click.echo(judge_set(data, examples, out, backend=backend, settings=settings, skip_bad=skip_bad))
+        click.echo(out)
+        return
+    click.echo(verify_set(data, examples, out, skip_bad=skip_bad, tell=_tell))
     click.echo(out)
 
 
 @main.command()
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@SKIP_BAD
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: bool) -> None:
     """Train the encoder that CONFIG describes; overrides change single keys (loss.entropy_weight=0.05).
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
@@ -218,7 +326,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         return
     name = settings.name or f"{settings.encoder.kind}-{run_hash(settings)}-seed{settings.seed}"
     run_dir = settings.out / name
-    record = train_run(settings, run_dir)
+    record = train_run(settings, run_dir, skip_bad=skip_bad, tell=_tell)
     _say_cut(record.notes["texts_cut"])
     click.echo(run_dir)
 
@@ -232,10 +340,12 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--encoder", type=FOLDER, help="An encoder folder instead of a RUN.")
 @click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
 @click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
-@click.option("--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True)
+@INDEX
+@DEVICES
 @click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
 @SKIP_BAD
 @QUIET
+@DRY_RUN
 def evaluate(
     run: Path | None,
     data: Path,
@@ -244,15 +354,17 @@ def evaluate(
     bm25: bool,
     depth: int,
     index: Literal["exact", "hnsw", "ivf"],
+    devices: tuple[str, ...],
     out: Path | None,
     skip_bad: bool,
     quiet: bool,
+    dry_run: bool,
 ) -> None:
     """Rank the corpus of a BEIR folder with a trained RUN, an --encoder or --bm25.
 
     Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
     """
-    from causalneg.commands import find_encoder
+    from causalneg.commands import find_encoder, place, searching
     from causalneg.evaluate import evaluate_bm25, evaluate_encoder
     from causalneg.formats import read_dataset
 
@@ -260,12 +372,20 @@ def evaluate(
     if len(chosen) != 1:
         raise ConfigError("evaluate: name one of a RUN, --encoder PATH or --bm25")
     home = out or run or encoder or Path("runs") / "bm25"
+    if dry_run:
+        asked = {"data": data, "splits": list(splits), "depth": depth, "index": index, "out": home / "eval"}
+        click.echo(to_yaml({"retriever": "bm25" if bm25 else run or encoder, **asked}), nl=False)
+        return
     model = None if bm25 else find_encoder(run or encoder or Path())
-    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad)
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=_tell)
     if model is None:
         found = evaluate_bm25(dataset, splits, depth=depth)
     else:
-        found = evaluate_encoder(model, dataset, splits, depth=depth, index=index, progress=not quiet)
+        place(model, devices)
+        found = evaluate_encoder(
+            model, dataset, splits, depth=depth, index=index, devices=searching(index, devices),
+            progress=not quiet,
+        )  # fmt: skip
     _say_cut(model.cut if model is not None else 0)
     for one in found:
         folder = one.save(home / "eval")
@@ -274,16 +394,12 @@ def evaluate(
         click.echo(folder)
 
 
-def _say_cut(texts: int) -> None:
-    """Say how many texts an encoder could not read to their end."""
-    if texts:
-        click.echo(f"{texts} texts were longer than the encoder takes; their ends were not read", err=True)
-
-
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--examples", type=FILE, multiple=True, help="Sets to measure on instead of the run's own.")
-def diagnose(run: Path, examples: tuple[Path, ...]) -> None:
+@SKIP_BAD
+@DRY_RUN
+def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: bool) -> None:
     """Show whether a trained RUN scores by who wrote a text instead of by whether it is relevant.
 
     Same-document style shift, source AUC from score and embedding, mutual information of source and
@@ -291,7 +407,11 @@ def diagnose(run: Path, examples: tuple[Path, ...]) -> None:
     """
     from causalneg.training import diagnose_run
 
-    trained, untrained = (report.figures() for report in diagnose_run(run, examples=examples))
+    if dry_run:
+        click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
+        return
+    reports = diagnose_run(run, examples=examples, skip_bad=skip_bad, tell=_tell)
+    trained, untrained = (report.figures() for report in reports)
     rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
     click.echo(markdown_table(["measure", "trained", "untrained"], rows))
     click.echo(run / "diagnosis.json")
@@ -303,27 +423,49 @@ def diagnose(run: Path, examples: tuple[Path, ...]) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["encoder", "own", "sentence-transformers", "tevatron", "flagembedding", "ms-swift"]),
+    type=click.Choice(["encoder", *FORMATS]),
     default="encoder",
     show_default=True,
     help="encoder: a run's encoder for SentenceTransformer(OUT); the others: a training set.",
 )
+@click.option(
+    "--from", "given", type=click.Choice(FORMATS), default="own", show_default=True,
+    help="Form of the training set SOURCE.",
+)  # fmt: skip
+@click.option("--negatives", type=int, help="Keep the first so many of each query.")
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
-def export(source: Path, out: Path, kind: str, data: Path | None) -> None:
-    """Hand the encoder of a run, or a training set, to other libraries.
+@SKIP_BAD
+@DRY_RUN
+def export(
+    source: Path,
+    out: Path,
+    kind: str,
+    given: str,
+    negatives: int | None,
+    data: Path | None,
+    skip_bad: bool,
+    dry_run: bool,
+) -> None:
+    """Hand the encoder of a run, or a training set, to other libraries; or take theirs in.
 
-    Says in plain words what the other format cannot carry.
+    Says in plain words what the other format cannot carry. --from tevatron --format own reads a set of
+    Tevatron's.
     """
     from causalneg.commands import find_encoder
-    from causalneg.formats import export_examples, read_dataset, read_examples
+    from causalneg.formats import export_examples, import_examples, read_dataset
 
+    if dry_run:
+        asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}
+        click.echo(to_yaml(asked), nl=False)
+        return
     if kind == "encoder":
         find_encoder(source).export_sentence_transformers(out)
         click.echo(out)
         return
-    dataset = read_dataset(data, splits=[]) if data is not None else None
-    for loss in export_examples(read_examples(source), out, format=kind, dataset=dataset):
-        click.echo(loss, err=True)
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None
+    examples = import_examples(source, format=given, skip_bad=skip_bad, report=_tell)
+    for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
+        _tell(loss)
     click.echo(out)
 
 

@@ -203,14 +203,15 @@ def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
         backend = Answering(right_answer)
         writer = LLMWriter(backend)
         with open_journal(path, writer) as journal:
-            writer.keep(journal)
+            writer.keep(journal, Budget(prompt_price=1.0))
             results.append(generate_with_model(pairs, writer, report=lambda line: None))
         calls = len(backend.asked)
     assert calls == 0
     assert results[0].examples == results[1].examples
-    shown = status(path, Budget(prompt_price=1.0))
+    shown = status(path)
     assert re.search(r"pairs finished +\| +20 of 20 \(100\.0%\)", shown)
     assert re.search(r"tokens read +\| +4000", shown)
+    assert re.search(r"cost +\| +0\.0040", shown)
     assert re.search(r"time left +\| +0 s", shown)
 
 

@@ -77,6 +77,8 @@ class Totals:
         repaired: Finished calls whose answer was not the JSON that was asked for.
         prompt_tokens: Tokens read, failed calls included.
         completion_tokens: Tokens written, failed calls included.
+        prompt_price: Price of a million tokens read, as the last run had it.
+        completion_price: Price of a million tokens written, as the last run had it.
         started: When the last run began, in seconds since 1970.
         latest: When the last call was finished.
         done_before: Pairs that were done or failed when the last run began.
@@ -93,6 +95,8 @@ class Totals:
     repaired: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
     started: float = 0.0
     latest: float = 0.0
     done_before: int = 0
@@ -160,6 +164,7 @@ class _Count:
         totals = self.totals
         totals.pairs, totals.started, totals.latest = head["run"], head["time"], head["time"]
         totals.done_before = totals.finished
+        totals.prompt_price, totals.completion_price = head.get("prices", (0.0, 0.0))
 
 
 def set_id(settings: Mapping[str, str]) -> str:
@@ -210,10 +215,7 @@ class Journal:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise DataError(f"{self.path}: cannot be locked ({describe_os_error(error)})") from error
-            raise DataError(
-                f"{self.path}: another process is writing to this journal; "
-                "wait for it, or write to another output"
-            ) from None
+            raise _taken(self.path) from None
 
     def _load(self) -> None:
         others: dict[str, dict[str, str]] = {}
@@ -233,13 +235,16 @@ class Journal:
                 self._report(f"{self.path}: {_difference(last, self.settings)}: a new generation set begins")
             self._write({"set": self.set, "about": self.settings, "time": _now()})
 
-    def begin(self, pairs: int) -> None:
+    def begin(self, pairs: int, prices: tuple[float, float] = (0.0, 0.0)) -> None:
         """Note that a run begins, for those who look at the progress.
 
         Args:
             pairs: Pairs that it is for, those already done included.
+            prices: Prices of a million tokens read and of a million written.
         """
-        head = {"set": self.set, "run": pairs, "time": _now()}
+        head: dict[str, Any] = {"set": self.set, "run": pairs, "time": _now()}
+        if any(prices):
+            head["prices"] = list(prices)
         self._write(head)
         self._count.begin(head)
         self.sync()
@@ -314,17 +319,27 @@ class Journal:
                 written += os.pwrite(self._file, line[written:], offset + written)
         except OSError as error:
             os.ftruncate(self._file, offset)
-            what = "the disk is full" if error.errno == errno.ENOSPC else describe_os_error(error)
-            raise DataError(
-                f"{self.path}: {what}; what is finished so far is kept, make room and run the same again"
-            ) from error
+            raise self._no_room(error) from error
         self._end = offset + len(line)
         return offset
 
     def sync(self) -> None:
-        """Force what is written to the disk."""
-        os.fsync(self._file)
+        """Force what is written to the disk.
+
+        Raises:
+            DataError: The disk is full or gone.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._no_room(error) from error
         self._unsynced, self._synced = 0, time.monotonic()
+
+    def _no_room(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.path}: {describe_os_error(error)}; "
+            "what is finished so far is kept, make room and run the same again"
+        )
 
     def close(self) -> None:
         """Force everything to the disk and let the next process in."""
@@ -374,6 +389,25 @@ def read_totals(path: Path) -> Totals:
     totals = counts[latest].totals
     totals.running = _is_locked(path)
     return totals
+
+
+def refuse_if_open(path: Path) -> None:
+    """Refuse a journal that another process writes to, before anything costly is begun.
+
+    Args:
+        path: The journal; there need not be one.
+
+    Raises:
+        DataError: Another process writes to it.
+    """
+    if path.is_file() and _is_locked(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> DataError:
+    return DataError(
+        f"{path}: another process is writing to this journal; wait for it, or write to another output"
+    )
 
 
 def _is_locked(path: Path) -> bool:

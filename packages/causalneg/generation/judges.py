@@ -101,8 +101,7 @@ class LLMJudge:
         backend: Where the model runs.
         profile: Name of a corpus profile, or path of a text file.
         limits: How long its answers may be.
-        journal: Where its answers are kept; None for nowhere. See :meth:`identity`.
-        budget: What all its answers in the journal may cost.
+        weights: Digest of the model's weights where they are at hand.
 
     Raises:
         ConfigError: There is no such profile.
@@ -117,12 +116,26 @@ class LLMJudge:
         *,
         profile: str = "generic",
         limits: Limits | None = None,
-        budget: Budget | None = None,
+        weights: str = "",
     ) -> None:
-        self._backend, self._budget = backend, budget
+        self._backend, self._weights = backend, weights
         self._limits = with_limits(limits or Limits(), backend.context)
         self._prompts = Prompts(profile, self._limits)
         self.journal: Journal | None = None
+        self._budget: Budget | None = None
+        self._others: Sequence[Journal] = ()
+
+    def keep(
+        self, journal: Journal | None, budget: Budget | None = None, others: Sequence[Journal] = ()
+    ) -> None:
+        """Write answers down, look known ones up, and stay within a budget, from now on.
+
+        Args:
+            journal: Where answers are kept, made with :attr:`identity`; None for nowhere.
+            budget: What all calls in the journals may cost together; None for no bound.
+            others: Further journals whose calls are paid from the same budget.
+        """
+        self.journal, self._budget, self._others = journal, budget, others
 
     @property
     def identity(self) -> dict[str, str]:
@@ -130,6 +143,7 @@ class LLMJudge:
         return {
             "backend": self._backend.name,
             "model": self._backend.model,
+            **({"weights": self._weights} if self._weights else {}),
             "prompt version": self._prompts.version,
             "schema": self._prompts.schema_version,
             "settings": f"judge, temperature 0, judge_tokens {self._limits.judge_tokens}",
@@ -138,7 +152,9 @@ class LLMJudge:
     def judge(self, questions: Sequence[Question]) -> list[Opinion | Failure]:
         """One opinion per question; see the protocol."""
         jobs = [self._job(question) for question in questions]
-        found = dict(Runner(jobs, self._backend, journal=self.journal, budget=self._budget))
+        found = dict(
+            Runner(jobs, self._backend, journal=self.journal, budget=self._budget, others=self._others)
+        )
         left = Failure("over budget", "the budget is spent")
         return [found.get(number, left) for number in range(len(jobs))]
 
@@ -281,6 +297,11 @@ class Review:
             for (reason, kind), n in self.counts.items()
             if kind != "failed" and (reason == "valid") != (kind == "related")
         )
+
+    @property
+    def unsaid(self) -> int:
+        """Negatives that the judge gave no opinion on."""
+        return sum(n for (_, kind), n in self.counts.items() if kind == "failed")
 
     def to_markdown(self) -> str:
         """The counts, with the verifier's reasons as rows."""

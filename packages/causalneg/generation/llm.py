@@ -8,6 +8,7 @@ third call lets the same model rewrite positives and mined negatives, so that it
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -25,7 +26,7 @@ from causalneg.generation.chat import (
     Message,
     Outcome,
 )
-from causalneg.generation.journal import Journal, Step
+from causalneg.generation.journal import Journal, Record, Step
 from causalneg.generation.prompts import (
     Drafts,
     Limits,
@@ -80,6 +81,8 @@ class LLMWriter:
         limits: How much it is shown and asked for.
         temperature: Of the sampling; 0 takes the likeliest token.
         top_p: Share of the probability that is sampled from.
+        weights: Digest of the model's weights where they are at hand: other weights under the same name are
+            another model.
 
     Raises:
         ConfigError: A value is out of range, there is no such profile, or the model's context is too small.
@@ -95,6 +98,7 @@ class LLMWriter:
         limits: Limits | None = None,
         temperature: float = 0.7,
         top_p: float = 0.95,
+        weights: str = "",
     ) -> None:
         found = []
         if temperature < 0:
@@ -104,7 +108,7 @@ class LLMWriter:
         ConfigError.raise_if(found)
         self.backend, self.seed = backend, seed
         self.name, self.model = backend.name, backend.model
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.weights = temperature, top_p, weights
         self.limits = with_limits(limits or Limits(), backend.context)
         self.prompts = Prompts(profile, self.limits)
         self.prompt_version = self.prompts.version
@@ -120,15 +124,21 @@ class LLMWriter:
 
         self.journal: Journal | None = None
         self.budget: Budget | None = None
+        self._others: Sequence[Journal] = ()
+        self.unspoken: Counter[str] = Counter()
+        """Documents that could not be rewritten, by kind of failure."""
 
-    def keep(self, journal: Journal | None, budget: Budget | None = None) -> None:
+    def keep(
+        self, journal: Journal | None, budget: Budget | None = None, others: Sequence[Journal] = ()
+    ) -> None:
         """Write finished calls down, look known ones up, and stay within a budget, from now on.
 
         Args:
             journal: Where calls are kept; None for nowhere.
-            budget: What all calls in the journal may cost together; None for no bound.
+            budget: What all calls in the journals may cost together; None for no bound.
+            others: Further journals whose calls are paid from the same budget.
         """
-        self.journal, self.budget = journal, budget
+        self.journal, self.budget, self._others = journal, budget, others
 
     def runner(self, jobs: Iterable[Job[_T]], *, retry: Collection[str] = TRANSIENT) -> Runner[_T]:
         """What runs jobs of this writer over its backend.
@@ -137,7 +147,9 @@ class LLMWriter:
             jobs: What is to be done.
             retry: Kinds of failure in the journal that are tried again.
         """
-        return Runner(jobs, self.backend, journal=self.journal, budget=self.budget, retry=retry)
+        return Runner(
+            jobs, self.backend, journal=self.journal, budget=self.budget, others=self._others, retry=retry
+        )
 
     @property
     def identity(self) -> dict[str, str]:
@@ -145,6 +157,7 @@ class LLMWriter:
         return {
             "backend": self.name,
             "model": self.model,
+            **({"weights": self.weights} if self.weights else {}),
             "prompt version": self.prompt_version,
             "schema": self.prompts.schema_version,
             "seed": str(self.seed),
@@ -166,7 +179,9 @@ class LLMWriter:
 
     def rewrite(self, documents: Sequence[Document]) -> list[Passage | Failure]:
         """Say the same in the model's own voice; see the protocol."""
-        return self._all([self.rewrite_job(document) for document in documents])
+        found = self._all([self.rewrite_job(document) for document in documents])
+        self.unspoken.update(f.reason for f in found if isinstance(f, Failure))
+        return found
 
     def preview(self, pair: Pair) -> str:
         """Both prompts for a pair, for readers; nothing is asked.
@@ -187,21 +202,24 @@ class LLMWriter:
         Args:
             pair: What to write for.
         """
-        analysis, outcome = yield from self._analysis(pair)
-        cut = self._cut(pair, 1.0)[1]
+        analysis, outcome, cut = yield from self._analysis(pair)
         spent = (outcome.prompt_tokens, outcome.completion_tokens)
         if isinstance(analysis, Failure):
             return Written(None, (), analysis, *spent, cut)
         written = yield from self._negatives(pair, analysis, before=spent)
-        return dataclasses.replace(written, analysis=analysis, cut=cut)
+        return dataclasses.replace(written, analysis=analysis, cut=cut or written.cut)
 
-    def _analysis(self, pair: Pair) -> Job[tuple[Analysis | Failure, Outcome]]:
-        unit = _unit(pair)
+    def _analysis(self, pair: Pair) -> Job[tuple[Analysis | Failure, Outcome, bool]]:
+        """The first call: the analysis, what came of the call, and whether the positive was cut."""
+        unit, cut = _unit(pair), False
         outcome: Outcome = ChatFailure("", "nothing to show", f"{unit}: the passage that answers has no text")
         if not pair.positive.content:
-            return failure_of(outcome), outcome
+            failure = failure_of(outcome)
+            self._keep_failure("analysis", unit, failure)
+            return failure, outcome, False
         for shrink in _SHRINK:
-            messages = self.prompts.analysis(pair.query, self._cut(pair, shrink)[0])
+            positive, cut = self._cut(pair, shrink)
+            messages = self.prompts.analysis(pair.query, positive)
             outcome = yield self._call(
                 "analysis",
                 unit,
@@ -214,8 +232,14 @@ class LLMWriter:
                 break
         value = outcome.value if isinstance(outcome, ChatResult) else None
         if isinstance(value, Analysis):
-            return value, outcome
-        return failure_of(outcome), outcome
+            return value, outcome, cut
+        return failure_of(outcome), outcome, cut
+
+    def _keep_failure(self, step: Step, unit: str, failure: Failure) -> None:
+        """Write down that a pair failed without a call, so that it counts as finished."""
+        key = hashlib.blake2b(f"{failure.reason}\0{unit}".encode(), digest_size=16).hexdigest()
+        if self.journal is not None and self.journal.get(key) is None:
+            self.journal.add(Record(key, step, unit, failure=failure.reason, detail=failure.detail))
 
     def _negatives(self, pair: Pair, analysis: Analysis, before: tuple[int, int] = (0, 0)) -> Job[Written]:
         unit = _unit(pair)
@@ -224,11 +248,13 @@ class LLMWriter:
         orders = choose_orders(analysis, kinds, MAX_NEGATIVES)
         if not orders:
             nothing = Failure("nothing to break", f"{unit}: the analysis has no requirement", sum(before))
+            self._keep_failure("negatives", unit, nothing)
             return Written(analysis, (), nothing, *before)
         outcome: Outcome = ChatFailure("", "nothing to show")
         shown: list[Document] = []
+        cut = False
         for shrink in _SHRINK:
-            positive, _ = self._cut(pair, shrink)
+            positive, cut = self._cut(pair, shrink)
             shown = self._fitting(pair, positive, analysis, orders, shrink)
             outcome = yield self._call(
                 "negatives",
@@ -243,9 +269,9 @@ class LLMWriter:
         read, written = before[0] + outcome.prompt_tokens, before[1] + outcome.completion_tokens
         value = outcome.value if isinstance(outcome, ChatResult) else None
         if not isinstance(value, Drafts):
-            return Written(analysis, (), failure_of(outcome, sum(before)), read, written)
+            return Written(analysis, (), failure_of(outcome, sum(before)), read, written, cut)
         negatives, dropped = self._read(pair, value, orders, shown, read + written)
-        return Written(analysis, tuple(negatives), None, read, written, dropped=dropped)
+        return Written(analysis, tuple(negatives), None, read, written, cut, dropped)
 
     def _read(
         self, pair: Pair, drafts: Drafts, orders: Sequence[Order], shown: Sequence[Document], tokens: int
@@ -395,6 +421,6 @@ def failure_of(outcome: Outcome, before: int = 0) -> Failure:
     return Failure("wrong schema", f"an answer of the shape {type(outcome.value).__name__}", tokens)
 
 
-def _returning(job: Job[tuple[_T, Outcome]]) -> Job[_T]:
-    found, _ = yield from job
+def _returning(job: Job[tuple[_T, Outcome, bool]]) -> Job[_T]:
+    found, _, _ = yield from job
     return found

@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 from tqdm import tqdm
 
-from causalneg.generation.chat import TRANSIENT
+from causalneg.generation.chat import TRANSIENT, FailureKind
 from causalneg.generation.journal import Journal, Totals, read_totals
 from causalneg.generation.llm import LLMWriter, Written
-from causalneg.generation.steps import Budget, Runner
+from causalneg.generation.steps import Budget
 from causalneg.generation.writer import Pair
 from causalneg.schema import Document, Example, Passage
 from common.report import format_number, markdown_table
@@ -72,7 +72,7 @@ class Generated:
         cost = prices.cost(totals.prompt_tokens, totals.completion_tokens)
         lines.append(
             f"Tokens: {totals.prompt_tokens} read, {totals.completion_tokens} written; "
-            f"cost {format_number(cost)}."
+            f"cost {format_number(cost, 4)}."
         )
         return (
             "\n".join(part for part in ("## The model", "", made, " ".join(lines), "", table) if part) + "\n"
@@ -96,8 +96,8 @@ def generate_with_model(
 
     Args:
         pairs: What to write for.
-        writer: Who writes. What it was told to keep is looked up first, and its budget is kept to: the run
-            stops cleanly before it is exceeded.
+        writer: Who writes. What it was told to keep is looked up first, and its budget is kept to: no call is
+            begun that might exceed it. Only bad answers that are asked for again can, by what they cost.
         retry_failed: Whether pairs are tried again whose failure is in the journal. Failures that had to do
             with the server alone always are.
         progress: Whether to show a progress bar.
@@ -110,11 +110,11 @@ def generate_with_model(
     """
     began = time.monotonic()
     journal, prices = writer.journal, writer.budget or Budget()
-    retry = {*TRANSIENT, *_ALL} if retry_failed else TRANSIENT
+    retry = get_args(FailureKind) if retry_failed else TRANSIENT
     runner = writer.runner((writer.job(p) for p in pairs), retry=retry)
     before = 0
     if journal is not None:
-        journal.begin(len(pairs))
+        journal.begin(len(pairs), (prices.prompt_price, prices.completion_price))
         before = journal.totals.done_before
     found: dict[int, Example] = {}
     needs: dict[str, str] = {}
@@ -134,9 +134,12 @@ def generate_with_model(
             now = time.monotonic()
             if now - tracked >= _TRACK_SECONDS or len(found) == len(pairs):
                 tracked = now
-                figures = _figures(len(found), before, failures, runner, prices, now - began)
+                spent = runner if journal is None else journal.totals
+                counts = (spent.prompt_tokens, spent.completion_tokens)
+                figures = _figures(len(found), before, failures, counts, prices, now - began)
+                kinds = "".join(f", {kind} {n}" for kind, n in failures.most_common(3))
                 bar.set_postfix_str(
-                    f"failed {failures.total()}, {figures['tokens']:.3g} tokens, cost {figures['cost']:.2f}",
+                    f"{sum(counts):.3g} tokens, cost {figures['cost']:.2f}, failed {failures.total()}{kinds}",
                     refresh=False,
                 )
                 if track is not None:
@@ -161,19 +164,6 @@ def generate_with_model(
     )
 
 
-_ALL = frozenset(
-    (
-        "cut answer",
-        "empty answer",
-        "not json",
-        "wrong schema",
-        "refused",
-        "context too long",
-        "nothing to show",
-    )
-)
-
-
 def open_journal(path: Path, writer: LLMWriter, *, report: Callable[[str], None] = _warn) -> Journal:
     """The journal of what a writer writes; one process at a time.
 
@@ -189,14 +179,18 @@ def open_journal(path: Path, writer: LLMWriter, *, report: Callable[[str], None]
 
 
 def _figures(
-    finished: int, before: int, failures: Counter[str], runner: Runner[Any], prices: Budget, seconds: float
+    finished: int,
+    before: int,
+    failures: Counter[str],
+    tokens: tuple[int, int],
+    prices: Budget,
+    seconds: float,
 ) -> dict[str, float]:
-    tokens = runner.prompt_tokens + runner.completion_tokens
     figures = {
         "pairs": float(finished),
         "pairs_per_minute": 60 * max(0, finished - before) / max(seconds, 1e-9),
-        "tokens": float(tokens),
-        "cost": prices.cost(runner.prompt_tokens, runner.completion_tokens),
+        "tokens": float(sum(tokens)),
+        "cost": prices.cost(*tokens),
         "failed": float(failures.total()),
     }
     return figures | {f"failed/{kind}": float(number) for kind, number in sorted(failures.items())}
@@ -213,12 +207,12 @@ def _passage(document: Document) -> Passage:
     return Passage(text=document.text, title=document.title)
 
 
-def status(path: Path, prices: Budget | None = None) -> str:
+def status(path: Path, judge: Path | None = None) -> str:
     """How far a generation set is, in Markdown; also while a process is at work on it.
 
     Args:
         path: Its journal.
-        prices: Prices of the tokens.
+        judge: The journal of its judge; None if there is none.
 
     Raises:
         DataError: There is no such journal.
@@ -227,7 +221,13 @@ def status(path: Path, prices: Budget | None = None) -> str:
     about = "\n".join(f"- {name}: {value}" for name, value in totals.settings.items() if value)
     left = totals.seconds_left if totals.running or totals.finished < totals.pairs else 0.0
     share = f" of {totals.pairs} ({totals.finished / totals.pairs:.1%})" if totals.pairs else ""
-    cost = (prices or Budget()).cost(totals.prompt_tokens, totals.completion_tokens)
+    prices = Budget(prompt_price=totals.prompt_price, completion_price=totals.completion_price)
+    cost = prices.cost(totals.prompt_tokens, totals.completion_tokens)
+    judged = []
+    if judge is not None:
+        said = read_totals(judge)
+        cost += prices.cost(said.prompt_tokens, said.completion_tokens)
+        judged = [["judge: answers", str(said.steps["judge"])], ["judge: tokens", str(said.tokens)]]
     rows = [
         ["pairs finished", f"{totals.finished}{share}"],
         ["with negatives", str(totals.done)],
@@ -239,7 +239,8 @@ def status(path: Path, prices: Budget | None = None) -> str:
         ["pairs per minute", format_number(totals.rate, 1)],
         ["tokens read", str(totals.prompt_tokens)],
         ["tokens written", str(totals.completion_tokens)],
-        ["cost", format_number(cost)],
+        *judged,
+        ["cost", format_number(cost, 4)],
         ["time left", "n/a" if left is None else _duration(left)],
         ["at work", "yes" if totals.running else "no"],
     ]

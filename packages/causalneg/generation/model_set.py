@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +15,7 @@ import click
 
 from causalneg.formats import Dataset, write_examples
 from causalneg.generation.chat import ChatBackend
-from causalneg.generation.journal import Journal
+from causalneg.generation.journal import Journal, refuse_if_open
 from causalneg.generation.judges import (
     CrossEncoderJudge,
     Judge,
@@ -22,7 +25,7 @@ from causalneg.generation.judges import (
     review,
 )
 from causalneg.generation.llm import LLMWriter
-from causalneg.generation.model_pipeline import Tracker, generate_with_model, open_journal
+from causalneg.generation.model_pipeline import Tracker, generate_with_model, open_journal, status
 from causalneg.generation.openai_server import KEY_VARIABLE, OpenAIBackend
 from causalneg.generation.pipeline import data_card, pairs_from, rewrite_examples
 from causalneg.generation.prompts import Limits, Prompts
@@ -31,9 +34,9 @@ from causalneg.generation.transformers_local import TransformersBackend
 from causalneg.generation.verify import Verification, verify
 from causalneg.generation.vllm_engine import EngineSettings, VLLMBackend
 from causalneg.schema import Example
-from common.errors import ConfigError, suggest
+from common.errors import BackendError, ConfigError, suggest
 from common.files import atomic_write
-from common.report import markdown_table
+from common.report import format_number, markdown_table
 from common.tracking import WandbMode
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
 
 MODEL_BACKENDS = ("vllm", "openai", "transformers")
 """Backends with a language model behind them."""
+
+_PART = 1 << 16
+_PARTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,8 @@ class JudgeSettings:
     """Who has the last word on written texts, after the verifier.
 
     Args:
-        kind: ``none``, ``llm`` (the writer's model unless another is named) or ``cross-encoder``.
+        kind: ``none``, ``llm`` (the writer's model unless another is named) or ``cross-encoder``. Rewritten
+            passages are always judged, by ``llm`` if nobody is named.
         model: Name of the judge's model: on the writer's endpoints, or a cross-encoder.
         endpoints: Endpoints of the judge's model; by default the writer's.
         margin: How far below the positive's score a passage still answers, for a cross-encoder.
@@ -144,12 +151,12 @@ class ModelSettings:
     """All that decides how a language model writes; only the part of the chosen backend is looked at.
 
     Args:
-        model: Name or folder of the model.
+        model: Name or folder of the model; only prompts that are looked at beforehand need none.
         profile: Name of a corpus profile (generic, nq, triviaqa, hotpotqa, mmarco), or path of a text file.
         temperature: Of the sampling; 0 takes the likeliest token.
         top_p: Share of the probability that is sampled from.
         limits: How much the model is shown and asked for.
-        budget: What a set may cost.
+        budget: What a set may cost, its judge included.
         server: For the backend ``openai``.
         vllm: For the backend ``vllm``.
         local: For the backend ``transformers``.
@@ -158,7 +165,7 @@ class ModelSettings:
         project: W&B project.
     """
 
-    model: str
+    model: str = ""
     profile: str = "generic"
     temperature: float = 0.7
     top_p: float = 0.95
@@ -188,6 +195,8 @@ def make_backend(name: str, settings: ModelSettings, *, report: Callable[[str], 
         ConfigError: There is no such backend, or a value is out of range.
         BackendError: It cannot work: no server, a wrong key, an unknown model, a missing library.
     """
+    if name in MODEL_BACKENDS and not settings.model:
+        raise ConfigError("model: name a model, or give the folder of one")
     if name == "vllm":
         return VLLMBackend(EngineSettings(model=settings.model, **vars(settings.vllm)))
     if name == "openai":
@@ -212,7 +221,7 @@ def preview_prompts(source: Sequence[Example], dataset: Dataset, settings: Model
     (pair,) = pairs_from(source[:1], dataset, candidates=settings.limits.candidates)
     prompts = Prompts(settings.profile, settings.limits)
     shown = prompts.preview(pair.query, pair.positive, pair.candidates)
-    return f"model: {settings.model}\nprompt version: {prompts.version}\n\n{shown}"
+    return f"model: {settings.model or 'none named'}\nprompt version: {prompts.version}\n\n{shown}"
 
 
 def write_model_set(
@@ -232,8 +241,9 @@ def write_model_set(
 ) -> str:
     """Write negatives with a language model, verify them, and write what is valid.
 
-    Beside ``out`` lie ``.rejected.jsonl``, ``.voices.jsonl``, ``.card.md``, ``.journal`` and, with a judge,
-    ``.judge.journal``. Killed at any moment, the same call goes on where it was and pays for nothing twice.
+    Beside ``out`` lie ``.rejected.jsonl``, ``.voices.jsonl``, ``.card.md``, ``.card.json``, ``.journal`` and,
+    with a judge, ``.judge.journal``. Killed at any moment, the same call goes on where it was and pays for
+    nothing twice.
 
     Args:
         source: A mined set.
@@ -257,7 +267,10 @@ def write_model_set(
         ConfigError: A setting is out of range.
         DataError: The journal is open elsewhere, damaged, or cannot be written.
     """
+    # What can be told without the model is told before it is loaded.
+    Prompts(settings.profile, settings.limits)
     pairs = pairs_from(source, dataset, candidates=settings.limits.candidates)
+    refuse_if_open(_beside(out, ".journal"))
     with ExitStack() as stack:
         chat = make_backend(backend, settings, report=report)
         stack.callback(chat.close)
@@ -268,70 +281,157 @@ def write_model_set(
             limits=settings.limits,
             temperature=settings.temperature,
             top_p=settings.top_p,
+            weights=_weights(backend, settings),
         )
         journal = stack.enter_context(open_journal(_beside(out, ".journal"), writer, report=report))
-        writer.keep(journal, settings.budget)
+        judge, voice_judge = None, None
+        if settings.judge.kind != "none":
+            judge = voice_judge = stack.enter_context(
+                open_judge(chat, backend, settings, out, spent=[journal], report=report)
+            )
+        elif both_voices:
+            asked = replace(settings, judge=replace(settings.judge, kind="llm"))
+            voice_judge = stack.enter_context(
+                open_judge(chat, backend, asked, out, spent=[journal], report=report)
+            )
+        said = voice_judge.journal if isinstance(voice_judge, LLMJudge) else None
+        writer.keep(journal, settings.budget, [said] if said is not None else [])
         track = stack.enter_context(_tracker(settings, out, writer))
         made = generate_with_model(
             pairs, writer, retry_failed=retry_failed, progress=progress, track=track, report=report
         )
-        judge = stack.enter_context(open_judge(chat, settings, out, report=report))
         checked = verify(made.examples, dataset, world=world)
         parts = []
         if judge is not None:
             reviewed = review(checked, dataset, judge, made.needs)
             checked = reviewed.checked
             parts.append(f"## The judge\n\n{reviewed.to_markdown()}")
-        if both_voices:
+            if reviewed.unsaid:
+                report(
+                    f"the judge gave no opinion on {reviewed.unsaid} of {reviewed.counts.total()} negatives; "
+                    "the verifier's stands"
+                )
+        if voice_judge is not None and both_voices:
             voices = rewrite_examples(
                 source, dataset, writer, negatives=voices_per_query, progress=progress, batch=WINDOW
             )
-            if judge is not None:
-                voices, counts = check_voices(voices, dataset, judge, made.needs)
-                rows = [[side, str(number)] for side, number in sorted(counts.items())]
-                parts.append(f"## Both voices\n\n{markdown_table(['rewritten passages', 'number'], rows)}")
+            voices, counts = check_voices(voices, dataset, voice_judge, made.needs)
+            counts.update({f"not rewritten: {kind}": n for kind, n in writer.unspoken.items()})
+            rows = [[what, str(number)] for what, number in sorted(counts.items())]
+            parts.append(
+                f"## Both voices\n\nJudged by {voice_judge.name}; only unchanged ones are kept.\n\n"
+                f"{markdown_table(['passages', 'number'], rows)}"
+            )
+            _say_unspoken(writer.unspoken, report)
             write_examples(_beside(out, ".voices.jsonl"), voices)
-        if isinstance(judge, LLMJudge) and judge.journal is not None:
-            parts.append(f"Tokens of the judge: {judge.journal.totals.tokens}.\n")
+        if said is not None:
+            cost = settings.budget.cost(said.totals.prompt_tokens, said.totals.completion_tokens)
+            parts.append(
+                f"Tokens of the judge: {said.totals.prompt_tokens} read, {said.totals.completion_tokens} "
+                f"written; cost {format_number(cost, 4)}.\n"
+            )
         parts.insert(0, made.to_markdown(journal.totals, settings.budget))
     write_examples(_beside(out, ".rejected.jsonl"), checked.rejected)
     card = "\n".join([data_card(checked, source, dataset), *parts])
     atomic_write(_beside(out, ".card.md"), card)
+    atomic_write(_beside(out, ".card.json"), json.dumps(checked.report.to_dict(), indent=1) + "\n")
     write_examples(out, checked.kept)
     return card
 
 
+def set_status(out: Path) -> str:
+    """How far a written set is, in Markdown; also while a process is at work on it.
+
+    Args:
+        out: The set; its journals lie beside it.
+
+    Raises:
+        DataError: Nothing has been generated there yet.
+    """
+    judge = _beside(out, ".judge.journal")
+    return status(_beside(out, ".journal"), judge if judge.is_file() else None)
+
+
+def _say_unspoken(kinds: Counter[str], report: Callable[[str], None]) -> None:
+    if kinds:
+        listed = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
+        report(f"{kinds.total()} passages are not rewritten: {listed}")
+
+
+def _weights(backend: str, settings: ModelSettings) -> str:
+    """Digest of the weights that a backend reads from folders of this machine; empty if it reads none."""
+    if backend == "openai":
+        return ""
+    adapter = settings.vllm.adapter if backend == "vllm" else settings.local.adapter
+    return weights_digest([settings.model, *([adapter] if adapter else [])])
+
+
+def weights_digest(folders: Iterable[str]) -> str:
+    """What tells the models in some folders from others that lay there before; empty if none is a folder.
+
+    Of large files parts are read that lie evenly over them: training changes weights everywhere.
+
+    Args:
+        folders: Folders of a model and its adapter; names of models elsewhere are passed over.
+    """
+    digest, found = hashlib.blake2b(digest_size=6), False
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            continue
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+            size, found = path.stat().st_size, True
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(_PART, size // _PARTS)):
+                    file.seek(start)
+                    digest.update(file.read(_PART))
+    return digest.hexdigest() if found else ""
+
+
 @contextmanager
 def open_judge(
-    chat: ChatBackend, settings: ModelSettings, out: Path, *, report: Callable[[str], None] = _warn
-) -> Iterator[Judge | None]:
-    """The judge that the settings name, with a journal of its own beside a set; None if they name none.
+    chat: ChatBackend,
+    backend: str,
+    settings: ModelSettings,
+    out: Path,
+    *,
+    spent: Sequence[Journal] = (),
+    report: Callable[[str], None] = _warn,
+) -> Iterator[Judge]:
+    """The judge that the settings name, with a journal of its own beside a set.
 
     Args:
         chat: The writer's backend; it judges too unless another model is named.
+        backend: Its name.
         settings: Who judges.
         out: The set.
+        spent: Further journals whose calls are paid from the same budget.
         report: Where lines for the user go.
 
     Raises:
         BackendError: The judge's model cannot be had.
-        ConfigError: A cross-encoder is asked for, and none named; see its class.
+        ConfigError: A cross-encoder is asked for, and none named; see its class. Or nobody is named.
         DataError: The judge's journal is open elsewhere, or damaged.
     """
     asked = settings.judge
     if asked.kind == "none":
-        yield None
-    elif asked.kind == "cross-encoder":
-        yield CrossEncoderJudge(asked.model, margin=asked.margin)
+        raise ConfigError("judge.kind: name a judge, llm or cross-encoder")
+    if asked.kind == "cross-encoder":
+        scorer = CrossEncoderJudge(asked.model, margin=asked.margin)
+        scorer.scores([])  # loads it: a model that is none is told before anything is written
+        yield scorer
     else:
         with ExitStack() as stack:
+            weights = _weights(backend, settings)
             if asked.model and asked.model != settings.model:
+                weights = ""
                 server = {**vars(settings.server), "endpoints": asked.endpoints or settings.server.endpoints}
                 chat = OpenAIBackend(model=asked.model, report=report, **server)
                 stack.callback(chat.close)
-            judge = LLMJudge(chat, profile=settings.profile, limits=settings.limits, budget=settings.budget)
+            judge = LLMJudge(chat, profile=settings.profile, limits=settings.limits, weights=weights)
             path = _beside(out, ".judge.journal")
-            judge.journal = stack.enter_context(Journal(path, judge.identity, report=report))
+            journal = stack.enter_context(Journal(path, judge.identity, report=report))
+            judge.keep(journal, settings.budget, spent)
             yield judge
 
 
@@ -361,12 +461,16 @@ def review_set(
     """
     if settings.judge.kind == "cross-encoder":
         return review(checked, dataset, CrossEncoderJudge(settings.judge.model, margin=settings.judge.margin))
-    judged = replace(settings, judge=replace(settings.judge, kind="llm"))
+    judged = replace(
+        settings,
+        model=settings.model or settings.judge.model,
+        judge=replace(settings.judge, kind="llm"),
+    )
+    Prompts(settings.profile, settings.limits)
     with ExitStack() as stack:
         chat = make_backend(backend, judged, report=report)
         stack.callback(chat.close)
-        judge = stack.enter_context(open_judge(chat, judged, out, report=report))
-        assert judge is not None
+        judge = stack.enter_context(open_judge(chat, backend, judged, out, report=report))
         return review(checked, dataset, judge)
 
 
@@ -377,14 +481,18 @@ def _tracker(settings: ModelSettings, out: Path, writer: LLMWriter) -> Iterator[
         return
     import wandb
 
-    run = wandb.init(
-        project=settings.project,
-        name=out.stem,
-        dir=out.parent,
-        mode=settings.wandb,
-        config={**writer.identity, **{f"budget/{k}": v for k, v in asdict(settings.budget).items()}},
-        settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run = wandb.init(
+            project=settings.project,
+            name=out.stem,
+            dir=out.parent,
+            mode=settings.wandb,
+            config={**writer.identity, **{f"budget/{k}": v for k, v in asdict(settings.budget).items()}},
+            settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
+        )
+    except wandb.Error as error:
+        raise BackendError(f"wandb: {error}; log in, or take wandb=offline") from None
     try:
         yield lambda figures: run.log(dict(figures))
     finally:

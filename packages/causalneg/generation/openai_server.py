@@ -172,14 +172,23 @@ class OpenAIBackend:
         found += [
             f"endpoint '{url}': must begin with http:// or https://"
             for url in endpoints
-            if not url.startswith(("http://", "https://"))
+            if not url.startswith(("http://", "https://")) and "@" not in url and "?" not in url
+        ]
+        # Such an URL would be shown in every message about its server.
+        found += [
+            f"endpoint {number}: holds a user, a password or a query; take that out, "
+            f"keys are read from {key_variable}"
+            for number, url in enumerate(endpoints, start=1)
+            if "@" in url or "?" in url
         ]
         if not model:
             found.append("model: name the model as the server has it")
+        self._key_variable = key_variable
+        self._key = os.environ.get(key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            found.append(f"{key_variable}: holds signs that no key has; set it anew")
         ConfigError.raise_if(found)
         self.model = model
-        self._key_variable = key_variable
-        self._key = os.environ.get(key_variable, "")
         self._first_wait = first_wait
         self._attempts, self._patience, self._timeout = attempts, patience, timeout
         self._extra_body = dict(extra_body or {})

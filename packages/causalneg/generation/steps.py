@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ from causalneg.generation.chat import (
     estimate_tokens,
     is_failure_kind,
 )
-from causalneg.generation.journal import Journal, Record, Step, Totals
+from causalneg.generation.journal import Journal, Record, Step
 from common.errors import ConfigError
 
 T = TypeVar("T")
@@ -137,6 +137,7 @@ class Runner(Generic[T]):
         backend: Who answers.
         journal: Where finished calls are written down, and looked up; None for nowhere.
         budget: What may be spent, earlier runs in the journal included.
+        others: Further journals whose calls are paid from the same budget.
         window: Jobs under way at once, at most.
         retry: Kinds of failure in the journal that are tried again.
     """
@@ -148,11 +149,13 @@ class Runner(Generic[T]):
         *,
         journal: Journal | None = None,
         budget: Budget | None = None,
+        others: Sequence[Journal] = (),
         window: int = WINDOW,
         retry: Collection[str] = TRANSIENT,
     ) -> None:
         self._jobs = enumerate(jobs)
         self._backend, self._journal, self._budget = backend, journal, budget
+        self._others = others
         self._window = window
         self._ready: deque[str] = deque()
         self._waiting: dict[str, _Waiting[T]] = {}
@@ -218,10 +221,14 @@ class Runner(Generic[T]):
         if self._budget is None:
             return True
         read = sum(estimate_tokens(m.content) + 8 for m in request.messages)
-        spent: Runner[T] | Totals = self._journal.totals if self._journal is not None else self
+        own = self if self._journal is None else self._journal.totals
+        spent = [own, *(journal.totals for journal in self._others)]
         prompt = read + self._reserved_sums[0]
         completion = request.max_tokens + self._reserved_sums[1]
-        if self._budget.allows(prompt + spent.prompt_tokens, completion + spent.completion_tokens):
+        if self._budget.allows(
+            prompt + sum(s.prompt_tokens for s in spent),
+            completion + sum(s.completion_tokens for s in spent),
+        ):
             self._reserved[request.key] = (read, request.max_tokens)
             self._reserved_sums = (prompt, completion)
             return True

@@ -165,17 +165,23 @@ class TransformersBackend:
         most = max(request.max_tokens for request in requests)
         if self._context is not None:
             most = max(1, min(most, self._context - width))
-        with torch.inference_mode():
-            written = self._lm.generate(
-                **inputs.to(self._device),
-                max_new_tokens=most,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                logits_processor=LogitsProcessorList([SeededSampling(requests)]),
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
+        try:
+            with torch.inference_mode():
+                written = self._lm.generate(
+                    **inputs.to(self._device),
+                    max_new_tokens=most,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    logits_processor=LogitsProcessorList([SeededSampling(requests)]),
+                    pad_token_id=self._tokenizer.pad_token_id,
+                )
+        except torch.OutOfMemoryError:
+            raise BackendError(
+                f"model '{self.model}': {self._device} has no memory left for {len(batch)} texts at a time; "
+                "what is finished is kept, run the same again with a smaller local.batch"
+            ) from None
         ends = self._lm.generation_config.eos_token_id
         stops = set(ends) if isinstance(ends, list) else {ends}
         stops.add(self._tokenizer.eos_token_id)
