@@ -89,6 +89,8 @@ class FitConfig:
         ]
         if self.max_steps is not None and self.max_steps < 1:
             mistakes.append(f"max_steps: must be at least 1 or null, got {self.max_steps}")
+        if self.clip == math.inf:
+            mistakes.append("clip: must be finite, got inf; 0 turns clipping off")
         if not 0 < self.lr_factor <= 1:
             mistakes.append(f"lr_factor: must be above 0 and at most 1, got {self.lr_factor}")
         ConfigError.raise_if(mistakes)

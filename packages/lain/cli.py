@@ -85,17 +85,13 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
-    from lain.module import TrainConfig, open_data, run_hash, train_run
+    from lain.module import TrainConfig, open_data, run_name, train_run
 
     settings = load_config(TrainConfig, config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    open_data(settings)
-    name = settings.name or "-".join(
-        [settings.model.backbone, settings.length.preset, run_hash(settings), f"seed{settings.seed}"]
-    )
-    run_dir = settings.out / name
+    run_dir = settings.out / run_name(settings, open_data(settings))
     train_run(settings, run_dir)
     click.echo(run_dir)
 
@@ -130,7 +126,11 @@ def evaluate(run: Path, split: str) -> None:
 @click.argument("run", type=FOLDER)
 @click.argument("data", type=FOLDER)
 @click.option("--split", default="test", show_default=True, help="Split of DATA to score.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; predictions/ of RUN by default.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write; in predictions/ of RUN by default.",
+)
 def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
     """Score the rows of another prepared data set DATA with a trained RUN.
 
@@ -168,7 +168,7 @@ def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.option("--rows", default=1000, show_default=True, help="Test rows per bucket.")
+@click.option("--rows", default=1000, show_default=True, type=click.IntRange(1), help="Test rows per bucket.")
 def diagnose(run: Path, rows: int) -> None:
     """Show where a trained RUN looks, by history length, and whether its users pull the same way.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from common.ctr_metrics import DEFAULT_BUCKETS, Bucket, bucket_masks, ctr_metrics
 from common.errors import DataError
 from common.record import Record
 from common.stats import Difference, Spread, UserBootstrap, holm, paired_difference, spread
 from common.study import RunSpec, collect, is_done
+from lain.evaluate import truth_path
 
 WHOLE = ""
 """Name of the group of all rows."""
@@ -73,13 +75,22 @@ def _read(spec: RunSpec, folder: Path, row: Mapping[str, Any]) -> Run:
     )
 
 
-def _predictions(run: Run) -> pa.Table:
-    path = run.folder / "predictions" / "test.parquet"
+def _predictions(run: Run, where: Callable[[Path], Path] = lambda path: path) -> pa.Table:
+    path = where(run.folder / "predictions" / "test.parquet")
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         hint = "remove the run's folder to train it again"
         raise DataError(f"{path}: cannot be read ({error}); {hint}") from error
+
+
+def _truth(run: Run, predictions: pa.Table) -> Float[np.ndarray, " rows"] | None:
+    """The true click probabilities, where the world knows them; they may stand among the predictions."""
+    if "probability" not in predictions.column_names:
+        if not truth_path(run.folder / "predictions" / "test.parquet").is_file():
+            return None
+        predictions = _predictions(run, truth_path)
+    return np.asarray(predictions["probability"])
 
 
 @dataclass(frozen=True)
@@ -131,9 +142,9 @@ class Comparison:
             (run.spec.backbone, run.spec.arm, run.spec.seed): self._resampled(run) for run in self.runs
         }
         score = np.asarray(first["score"])
-        probability = np.asarray(first["probability"]) if "probability" in first.column_names else None
+        truth = _truth(self.runs[0], first)
         self.about = ctr_metrics(
-            label=label, score=score, user=user, length=length, probability=probability, buckets=buckets
+            label=label, score=score, user=user, length=length, probability=truth, buckets=buckets
         ).values
         """Counts of rows and users, and the best possible values, by metric key."""
         self.clicks = {group: _mean(label[mask]) for group, mask in {**everything, **masks}.items()}

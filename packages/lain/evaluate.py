@@ -15,10 +15,18 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from common.ctr_metrics import Metrics, ctr_metrics
-from common.errors import DataError
+from common.files import atomic_path
 from lain.batch import Batch
 from lain.model import CTRModel
 from lain.store import Split
+
+COLUMNS = ("user", "item", "length", "label", "score")
+"""The columns of a file of predictions."""
+
+
+def truth_path(path: Path) -> Path:
+    """Where the true click probabilities of a file of predictions lie: ``test-truth.parquet``."""
+    return path.with_name(f"{path.stem}-truth{path.suffix}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,32 +52,16 @@ class Predictions:
     milliseconds: float = float("nan")
 
     def save(self, path: Path) -> None:
-        """Write a parquet file, whole or not at all."""
-        columns = {
-            name: np.asarray(getattr(self, name)) for name in ("user", "item", "length", "label", "score")
-        }
-        if self.probability is not None:
-            columns["probability"] = np.asarray(self.probability)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        pq.write_table(pa.table(columns), part)
-        part.replace(path)
+        """Write a Parquet file, whole or not at all: user, item, length, label, score.
 
-    @classmethod
-    def load(cls, path: Path) -> Predictions:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: The file is missing or no predictions.
+        The true probability, where it is known, goes into a file beside it (:func:`truth_path`).
         """
-        try:
-            table = pq.read_table(path)
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            return cls(**columns)
-        except (OSError, pa.ArrowInvalid, TypeError) as error:
-            raise DataError(
-                f"{path}: cannot be read as predictions ({error}); run `lain evaluate` again"
-            ) from error
+        columns = {name: np.asarray(getattr(self, name)) for name in COLUMNS}
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+        if self.probability is not None:
+            with atomic_path(truth_path(path)) as temporary:
+                pq.write_table(pa.table({"probability": np.asarray(self.probability)}), temporary)
 
     def metrics(self, buckets: Iterable[tuple[int, int | None]]) -> Metrics:
         """All metrics, whole and per bucket of true length."""

@@ -109,8 +109,10 @@ class LengthOptions:
         if self.prompts < 0:
             wrong.append(f"prompts must not be negative, got {self.prompts}")
         low, high = self.frequency_range
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             wrong.append(f"frequency_range must rise from above 0, got {low} to {high}")
+        numbers = {name: getattr(self, name) for name in ("prompt_offset", "gamma", "beta", "center")}
+        wrong.extend(f"{name} must be finite, got {x}" for name, x in numbers.items() if not math.isfinite(x))
         if self.positive and min(self.gamma, self.beta) <= 0:
             wrong.append(f"gamma and beta must be positive, got {self.gamma} and {self.beta}")
         if self.center < 0:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +22,8 @@ from torch import Tensor, nn
 from common.config import config_hash
 from common.config import load as load_config
 from common.config import save as save_config
-from common.ctr_metrics import DEFAULT_BUCKETS
-from common.errors import ConfigError, DataError
+from common.ctr_metrics import DEFAULT_BUCKETS, ctr_metrics
+from common.errors import ConfigError, DataError, HouseError, suggest
 from common.files import atomic_write
 from common.fit import FitConfig, fit, load_checkpoint
 from common.record import Record
@@ -37,6 +40,12 @@ from lain.optim import RowAdam, clip_gradients
 from lain.store import Feature
 
 Buckets = list[tuple[int, int | None]]
+
+MAY_CHANGE = (
+    *("data", "out", "name", "tracking.", "diagnose_rows", "train.eval_batch_size", "train.loader_workers"),
+    *("fit.progress", "fit.log_every", "fit.epochs", "fit.checkpoint_steps"),
+)
+"""Settings that a run may be resumed with in another form; ``data`` is compared by its content."""
 
 
 @dataclass
@@ -86,16 +95,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that make no model, all at once."""
         sizes = ("max_length", "embedding_dim", "short_length", "top_k", "heads", "hashes", "hash_bits")
-        wrong = [
-            f"model.{n} must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1
-        ]
+        wrong = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1]
         for name in ("hidden", "din_hidden"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                wrong.append(f"model.{name} must name positive widths, got {getattr(self, name)}")
+                wrong.append(f"{name}: must name positive widths, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"model.dropout must lie in [0, 1), got {self.dropout}")
-        if wrong:
-            raise ConfigError(*wrong)
+            wrong.append(f"dropout: must lie in [0, 1), got {self.dropout}")
+        for name in ("id_std", "feature_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                wrong.append(f"{name}: must be finite and not negative, got {getattr(self, name)}")
+        ConfigError.raise_if(wrong)
 
     def build(self, features: Iterable[Feature], length: LengthConfig) -> CTRModel:
         """The model for a data set's features.
@@ -145,18 +154,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, all at once."""
-        wrong = [
-            f"train.{n} must be at least 1, got {getattr(self, n)}"
-            for n in ("batch_size", "eval_batch_size")
-            if getattr(self, n) < 1
-        ]
-        if not self.learning_rate > 0:
-            wrong.append(f"train.learning_rate must be positive, got {self.learning_rate}")
+        sizes = ("batch_size", "eval_batch_size")
+        wrong = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1]
+        if not 0 < self.learning_rate < math.inf:
+            wrong.append(f"learning_rate: must be finite and positive, got {self.learning_rate}")
         for name in ("embedding_l2", "auxiliary_weight", "loader_workers"):
-            if getattr(self, name) < 0:
-                wrong.append(f"train.{name} must not be negative, got {getattr(self, name)}")
-        if wrong:
-            raise ConfigError(*wrong)
+            if not 0 <= getattr(self, name) < math.inf:
+                wrong.append(f"{name}: must be finite and not negative, got {getattr(self, name)}")
+        ConfigError.raise_if(wrong)
 
 
 @dataclass
@@ -181,8 +186,9 @@ class TrainConfig:
     Args:
         data: Prepared data set (``lain prepare`` or ``lain world`` makes one).
         out: Folder in which the run folder is made.
-        name: Name of the run folder; null makes one of backbone, preset, config hash and seed.
-        seed: Decides the start of the weights, the order of the rows and the dropout.
+        name: Name of the run folder; null makes one of backbone, preset, a hash of settings and data, and
+            seed.
+        seed: From 0 to 2^32 - 1; decides the start of the weights, the order of the rows and the dropout.
         model: The predictor.
         length: What the model is told about history lengths.
         train: How its weights are learned.
@@ -203,6 +209,32 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     buckets: Buckets = field(default_factory=lambda: list(DEFAULT_BUCKETS))
     diagnose_rows: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what would stop a run after it began, all at once."""
+        wrong = [
+            f"buckets[{number}]: needs 0 <= low < high, got {low} and {high}"
+            for number, (low, high) in enumerate(self.buckets)
+            if low < 0 or (high is not None and high <= low)
+        ]
+        if not wrong and self.fit.monitor not in (there := _logged(self.buckets)):
+            choices = ", ".join(name for name in there if name.count("/") == 1)
+            wrong.append(f"fit.monitor: no metric '{self.fit.monitor}'{suggest(self.fit.monitor, there)} "
+                         f"(there are {choices}, and the same by bucket)")  # fmt: skip
+        if not 0 <= self.seed < 2**32:
+            wrong.append(f"seed: must be from 0 to {2**32 - 1}, got {self.seed}")
+        if self.diagnose_rows < 0:
+            wrong.append(f"diagnose_rows: must not be negative, got {self.diagnose_rows}")
+        if self.name is not None and (not self.name or {".", ".."} & set(self.name.split("/"))):
+            wrong.append(f"name: must be the name of a new folder, got '{self.name}'")
+        ConfigError.raise_if(wrong)
+
+
+def _logged(buckets: Buckets) -> list[str]:
+    """The metrics that a run of these buckets logs."""
+    row = np.zeros(2, dtype=np.int64)
+    found = ctr_metrics(label=row, score=row + 0.5, user=row, length=row, buckets=buckets)
+    return ["train/loss", *(f"valid/{name}" for name in found.values)]
 
 
 class CTRModule(L.LightningModule):
@@ -300,7 +332,6 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     """
     keep_freed_memory()
     data = open_data(config)
-    record_path = run_dir / "record.json"
     torch.manual_seed(config.seed)
     model = config.model.build(data.store.features, config.length)
     record = Record.start(
@@ -310,7 +341,14 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         hash=run_hash(config),
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _check_resumed(record, run_dir)
+    with _folder(run_dir):
+        _train(config, model, data, record, run_dir)
+    return record
+
+
+def _train(config: TrainConfig, model: CTRModel, data: CTRData, record: Record, run_dir: Path) -> None:
+    record.save(run_dir / "record.json")
     save_config(config, run_dir / "config.yaml")
     module = CTRModule(model, config.train, config.buckets)
     tracking = config.tracking
@@ -344,13 +382,59 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     )
     record.finish(metrics, reasons)
     close(outlets, record.metrics)
-    record.save(record_path)
-    return record
+    record.save(run_dir / "record.json")
+
+
+@contextmanager
+def _folder(run_dir: Path) -> Iterator[None]:
+    """Make a run folder; when it is new, a mistake found before the first checkpoint removes it again."""
+    new = not run_dir.exists()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except (HouseError, OSError):
+        if new and not (run_dir / "checkpoints" / "last.ckpt").exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+
+
+def _check_resumed(record: Record, run_dir: Path) -> None:
+    """Refuse to go on with a run that was begun with other settings or on other data."""
+    try:
+        before = Record.load(run_dir / "record.json")
+    except DataError:
+        return
+    ours, theirs = dict(_leaves(record.config)), dict(_leaves(before.config))
+    differing = [
+        f"{key} was {theirs[key]}, is {ours[key]}"
+        for key in ours.keys() & theirs.keys()
+        if ours[key] != theirs[key] and not key.startswith(MAY_CHANGE)
+    ]
+    if before.data_fingerprint != record.data_fingerprint:
+        differing.append("its data were others")
+    if differing:
+        raise ConfigError(f"{run_dir}: holds a run with other settings ({', '.join(sorted(differing))}); "
+                          "give another name or remove the folder")  # fmt: skip
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a plain config, and its value."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def run_hash(config: TrainConfig) -> str:
     """What tells two runs apart: the config without where things lie and how they are shown."""
     return config_hash(config, ignore=("data", "out", "name", "tracking", "fit.progress", "fit.log_every"))
+
+
+def run_name(config: TrainConfig, data: CTRData) -> str:
+    """Name of the folder of a run: the one that the config gives, or one that no other run has."""
+    hash = config_hash({"run": run_hash(config), "data": data.store.fingerprint})
+    return config.name or f"{config.model.backbone}-{config.length.preset}-{hash}-seed{config.seed}"
 
 
 def open_data(config: TrainConfig) -> CTRData:

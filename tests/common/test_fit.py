@@ -386,6 +386,8 @@ def test_all_settings_out_of_range_are_named(tmp_path: Path) -> None:
         "max_steps: must be at least 1 or null, got 0",
         "lr_factor: must be above 0 and at most 1, got 0.0",
     )
+    with pytest.raises(ConfigError, match=r"clip: must be finite, got inf"):
+        FitConfig(clip=math.inf)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 
@@ -100,11 +101,13 @@ def test_a_run_folder_holds_what_it_promises(run: Path, world: Path) -> None:
     for name in ("config.yaml", "record.json", "metrics.csv", "attention.json", "checkpoints/best.ckpt"):
         assert (run / name).is_file(), name
     table = pq.read_table(run / "predictions" / "test.parquet")
-    assert table.column_names[:5] == ["user", "item", "length", "label", "score"]
+    assert table.column_names == ["user", "item", "length", "label", "score"]
     assert table["label"].to_numpy().tolist() == np.load(world / "test" / "label.npy").tolist()
     assert table["length"].to_numpy().tolist() == np.load(world / "test" / "length.npy").tolist()
     score = table["score"].to_numpy()
     assert ((score > 0) & (score < 1)).all()
+    truth = pq.read_table(run / "predictions" / "test-truth.parquet")
+    assert truth["probability"].to_numpy().tolist() == np.load(world / "test" / "probability.npy").tolist()
     record = json.loads((run / "record.json").read_text())
     assert record["finished"] is not None
     assert {"test/auc", "test/gauc", "test/logloss", "test/calibration", "test/auc/0-100"} <= set(
@@ -204,6 +207,72 @@ def test_every_mistake_in_a_config_is_named_at_once(config: Path) -> None:
     assert len(lines) == 3
 
 
+def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
+    config: Path, tmp_path: Path
+) -> None:
+    lines = fails(
+        "train", config, *SMALL, f"out={tmp_path}", "buckets=[[0,50],[100,50]]", "seed=-1", "name=..",
+        "diagnose_rows=-1", "model.id_std=-1", "train.learning_rate=.inf", "fit.clip=.inf",
+        "length.beta=.inf",
+    )  # fmt: skip
+    wanted = [
+        "model.id_std: must be finite and not negative, got -1.0",
+        "length.beta must be finite, got inf",
+        "train.learning_rate: must be finite and positive, got inf",
+        "fit.clip: must be finite, got inf; 0 turns clipping off",
+        "buckets[1]: needs 0 <= low < high, got 100 and 50",
+        "seed: must be from 0 to 4294967295, got -1",
+        "diagnose_rows: must not be negative, got -1",
+        "name: must be the name of a new folder, got '..'",
+    ]
+    assert [line.removeprefix("error: command line: ").removeprefix("length: ") for line in lines] == wanted
+    (line,) = fails("train", config, *SMALL, f"out={tmp_path}", "fit.monitor=valid/acu")
+    assert "did you mean 'valid/auc'?" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
+def test_a_run_that_stops_at_a_mistake_leaves_no_folder(config: Path, tmp_path: Path) -> None:
+    wandb = ["tracking.wandb=offline", "fit.precision=bf16-mixed", "fit.accelerator=mps"]
+    (line,) = fails("train", config, *SMALL, *wandb, f"out={tmp_path}")
+    assert "refuses this config" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_resumed_with_other_settings_or_other_data(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    settings = [*SMALL, f"out={tmp_path}", "diagnose_rows=0", "fit.patience=0"]
+    assert lain("train", config, *settings, "name=one").exit_code == 0
+    before = (tmp_path / "one" / "record.json").read_text()
+    (line,) = fails("train", config, *settings, "name=one", "train.learning_rate=0.1", "model.dropout=0.1")
+    assert "model.dropout was 0.0, is 0.1, train.learning_rate was 0.001, is 0.1" in line
+    other = tmp_path / "world"
+    assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
+    (line,) = fails("train", config, *settings, "name=one", f"data={other}")
+    assert "its data were others" in line
+    assert (tmp_path / "one" / "record.json").read_text() == before
+    # Without a name every one has a folder of its own; the same data elsewhere are the same data.
+    moved = tmp_path / "moved"
+    shutil.copytree(world, moved)
+    folders = [lain("train", config, *settings, f"data={data}").output for data in (world, other, moved)]
+    assert folders[0] == folders[2] != folders[1]
+    # More epochs are no other run.
+    result = lain("train", config, *settings, "name=one", "fit.epochs=2")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "one" / "record.json").read_text())["notes"]["epochs"] == 2
+
+
+def test_predictions_that_cannot_be_written_leave_nothing(run: Path, world: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    (line,) = fails("predict", run, world, "--out", blocked / "scores.parquet")
+    assert "file" in line
+    (line,) = fails("predict", run, world, "--out", tmp_path)
+    assert str(tmp_path) in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
     (line,) = fails(
         "train", config, *SMALL, "model.backbone=din", "length.preset=lain", "length.branches=[short]"
@@ -220,6 +289,8 @@ def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
         (["prepare", "kuairand", "nowhere", "out"], "nowhere"),
         (["prepare", "csv", "nowhere", "out"], "csv"),
         (["world", "out", "--users", "0"], "users"),
+        (["diagnose", "nowhere", "--rows", "0"], "--rows"),
+        (["predict", "nowhere", "nowhere"], "nowhere"),
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(

@@ -385,6 +385,11 @@ class TestOptions:
                 {"frequency_range": (2.0, 1.0)},
                 "length.frequency_range must rise from above 0, got 2.0 to 1.0",
             ),
+            (
+                {"frequency_range": (1.0, math.inf)},
+                "length.frequency_range must rise from above 0, got 1.0 to inf",
+            ),
+            ({"center": math.inf}, "length.center must be finite, got inf"),
             ({"gamma": 0.0}, "length.gamma and beta must be positive, got 0.0 and 1.0"),
             ({"beta": -1.0}, "length.gamma and beta must be positive, got 1.0 and -1.0"),
             ({"center": -1.0}, "length.center must not be negative, got -1.0"),
