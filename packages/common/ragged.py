@@ -102,6 +102,13 @@ class Ragged:
         """The chosen rows, copied, in the order asked for; a row may be asked for twice."""
         return self.slices(self.offsets[:-1][rows], self.offsets[1:][rows])
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts, one after the other; at least one part."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return cls(np.concatenate([part.values for part in parts]), offsets)
+
     def clip(self, limit: int, keep: Literal["first", "last"] = "last") -> Ragged:
         """Every row cut to at most ``limit`` values, from its front or its back."""
         if limit < 0:
