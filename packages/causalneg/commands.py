@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,19 @@ from jaxtyping import Float32
 from causalneg.encoders import Encoder, encode, load_encoder
 from causalneg.evaluate import tokenize
 from causalneg.formats import Dataset, read_dataset, read_examples, write_examples
+from causalneg.formats import Report as Tell
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import data_card, generate, pairs_from, preview, rewrite_examples
 from causalneg.generation.verify import verify
 from causalneg.mining import MiningReport, MiningRules, cached_embeddings, candidates_bm25, candidates_dense
 from causalneg.mining import mine as mine_rules
+from causalneg.search import Index, check_device
 from causalneg.world import World
 from common.errors import DataError
 from common.files import atomic_write
+
+TOKENIZED = 16_384
+"""Texts whose tokens are in memory at a time where only their number matters."""
 
 
 def find_encoder(path: Path) -> Encoder:
@@ -48,8 +55,11 @@ def mine_set(
     encoder: Path | Encoder | None = None,
     truth: str | None = None,
     cache: Path | None = None,
+    index: Index = "exact",
+    devices: Sequence[str] = (),
     seed: int = 0,
     skip_bad: bool = False,
+    tell: Tell | None = None,
     progress: bool = False,
 ) -> MiningReport:
     """Mine a training set into a JSONL file, with its report beside it.
@@ -62,25 +72,50 @@ def mine_set(
         encoder: Encoder, or folder of one, to mine with; None mines with BM25.
         truth: Split with all true positives, to count the false negatives with.
         cache: Folder for embeddings.
+        index: How the encoder's documents are searched: ``exact``, ``hnsw`` or ``ivf``.
+        devices: Devices to encode on (the first) and to search on; empty: the CPU.
         seed: Decides the random picks.
         skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
         progress: Whether to show a progress bar.
     """
-    dataset = read_dataset(data, splits=[split, *([truth] if truth else [])], skip_bad=skip_bad)
-    if encoder is None:
+    splits = [split, *([truth] if truth else [])]
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=tell)
+    model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
+    if model is None:
         backend, found = "bm25", candidates_bm25(dataset, split, rules.depth)
     else:
-        model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
+        place(model, devices)
         queries = encode(
             model, model.tokenize([q.text for q in dataset.split_queries(split)], query=True), query=True
         )
         documents = corpus_embeddings(model, dataset, cache=cache, progress=progress)
-        backend, found = "dense", candidates_dense(dataset, split, queries, documents, rules.depth)
+        backend, found = "dense", candidates_dense(
+            dataset, split, queries, documents, rules.depth, index=index, devices=searching(index, devices)
+        )  # fmt: skip
     judged = dataset.qrels[truth] if truth else None
     examples, report = mine_rules(dataset, split, found, rules, backend=backend, seed=seed, truth=judged)
+    report = dataclasses.replace(report, texts_cut=model.cut if model is not None else 0)
     write_examples(out, examples)
     atomic_write(beside(out, ".report.json"), report.to_json() + "\n")
     return report
+
+
+def place(encoder: Encoder, devices: Sequence[str]) -> None:
+    """Put an encoder on the first device.
+
+    Raises:
+        ConfigError: There is no such kind of device.
+        BackendError: This machine lacks one of the devices.
+    """
+    found = [check_device(name) for name in devices]
+    if found:
+        encoder.to(found[0])
+
+
+def searching(index: Index, devices: Sequence[str]) -> Sequence[str]:
+    """The devices that an index is spread over; a graph stays on the CPU."""
+    return () if index == "hnsw" else devices
 
 
 def corpus_embeddings(
@@ -90,11 +125,17 @@ def corpus_embeddings(
     texts = [d.content for d in dataset.documents]
     if cache is None:
         return encode(encoder, tokenize(encoder, texts, query=False), query=False, progress=progress)
+    encoded: set[str] = set()
 
     def vectors(some: list[str]) -> Float32[np.ndarray, "some dim"]:
+        encoded.update(some)
         return encode(encoder, encoder.tokenize(some, query=False), query=False, progress=progress)
 
-    return cached_embeddings(vectors, texts, cache, encoder.fingerprint, encoder.dim)
+    found = cached_embeddings(vectors, texts, cache, encoder.fingerprint, encoder.dim)
+    known = [text for text in texts if text not in encoded]
+    for start in range(0, len(known), TOKENIZED):  # so that what is cut is counted in these too
+        encoder.tokenize(known[start : start + TOKENIZED], query=False)
+    return found
 
 
 def generate_set(
@@ -108,6 +149,8 @@ def generate_set(
     voices_per_query: int = 5,
     limit: int | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
+    tell: Tell | None = None,
     progress: bool = False,
     show_first: bool = False,
 ) -> str:
@@ -123,6 +166,8 @@ def generate_set(
         voices_per_query: How many mined negatives of each query are rewritten.
         limit: Only the first so many queries.
         seed: Decides every choice of the writer.
+        skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
         progress: Whether to show a progress bar.
         show_first: Return what would be done for the first pair, and write nothing.
 
@@ -132,9 +177,9 @@ def generate_set(
     Raises:
         DataError: The mined set or the data set cannot be read.
     """
-    dataset = read_dataset(data, splits=[])
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
     world = find_world(data)
-    source = read_examples(mined)[: limit or None]
+    source = read_examples(mined, skip_bad=skip_bad, report=tell)[: limit or None]
     if not source:
         raise DataError(f"{mined}: holds no examples, so there is nothing to write negatives for")
     writer = make_writer(backend, dataset, world=world, artifact=artifact, seed=seed)
@@ -154,14 +199,17 @@ def generate_set(
     return card
 
 
-def verify_set(data: Path, examples: Path, out: Path, *, skip_bad: bool = False) -> str:
+def verify_set(
+    data: Path, examples: Path, out: Path, *, skip_bad: bool = False, tell: Tell | None = None
+) -> str:
     """Check the written negatives of a set; valid ones to ``out``, the others beside it with the reason.
 
     Returns:
         The counts in Markdown.
     """
-    dataset = read_dataset(data, splits=[])
-    checked = verify(read_examples(examples, skip_bad=skip_bad), dataset, world=find_world(data))
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
+    found = read_examples(examples, skip_bad=skip_bad, report=tell)
+    checked = verify(found, dataset, world=find_world(data))
     write_examples(beside(out, ".rejected.jsonl"), checked.rejected)
     write_examples(out, checked.kept)
     return checked.report.to_markdown()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from causalneg.encoders import Encoder, encode
 from causalneg.formats import Dataset
 from causalneg.search import BM25, Index, as_run, search
@@ -26,7 +28,7 @@ class Evaluation:
         split: Name of the split.
         run: Scores of the documents that were found.
         metrics: Per query and averaged.
-        notes: Counts and times worth keeping: texts cut, documents per second.
+        notes: Counts and times worth keeping: documents, documents per second, texts cut so far.
     """
 
     name: str
@@ -72,12 +74,15 @@ def tokenize(
         return encoder.tokenize(texts, query=query)
     folder = cache / f"{key}-{'queries' if query else 'documents'}-{encoder.tokenizer_fingerprint}"
     if not (folder / "tokens.offsets.npy").exists():
-        made = encoder.tokenize(texts, query=query)
+        made, cut = encoder.tokenize_and_cut(texts, query=query)
         with atomic_folder(folder, replace=True) as temporary:
             made.save(temporary, "tokens")
+            Ragged(cut, np.array([0, len(cut)])).save(temporary, "cut")
     found = Ragged.load(folder, "tokens")
     if len(found) != len(texts):
         raise DataError(f"{folder}: holds {len(found)} texts, not {len(texts)}; remove it")
+    if (folder / "cut.offsets.npy").exists():
+        encoder.count_cut((texts[at] for at in Ragged.load(folder, "cut").values.tolist()), query=query)
     return found
 
 
@@ -88,6 +93,7 @@ def evaluate_encoder(
     *,
     depth: int = 100,
     index: Index = "exact",
+    devices: Sequence[str] = (),
     batch_tokens: int = 16384,
     cache: Path | None = None,
     progress: bool = False,
@@ -102,6 +108,7 @@ def evaluate_encoder(
         splits: Splits of its qrels.
         depth: Documents kept per query.
         index: ``exact``, ``hnsw`` or ``ivf``.
+        devices: Devices that the search is spread over; empty: the CPU.
         batch_tokens: Tokens per forward pass.
         cache: Folder for token ids.
         progress: Whether to show a progress bar.
@@ -109,26 +116,89 @@ def evaluate_encoder(
     Raises:
         DataError: A split is not there, or embeddings are not finite.
     """
-    texts = [d.content for d in dataset.documents]
-    tokens = tokenize(encoder, texts, query=False, cache=cache, key=dataset.fingerprint)
+    (found,) = evaluate_views(
+        encoder,
+        [dataset],
+        splits,
+        depth=depth,
+        index=index,
+        devices=devices,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        progress=progress,
+    )
+    return found
+
+
+def evaluate_views(
+    encoder: Encoder,
+    datasets: Sequence[Dataset],
+    splits: Sequence[str],
+    *,
+    depth: int = 100,
+    index: Index = "exact",
+    devices: Sequence[str] = (),
+    batch_tokens: int = 16384,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> list[list[Evaluation]]:
+    """As :func:`evaluate_encoder` on several corpora that share texts, such as a corpus and its mixed twin.
+
+    A text is encoded once, however many documents of however many corpora hold it.
+
+    Args:
+        encoder: The encoder.
+        datasets: The data sets.
+        splits: Splits that each of them has.
+        depth: Documents kept per query.
+        index: ``exact``, ``hnsw`` or ``ivf``.
+        devices: Devices that the search is spread over; empty: the CPU.
+        batch_tokens: Tokens per forward pass.
+        cache: Folder for token ids.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Per data set, the evaluations of its splits.
+
+    Raises:
+        DataError: A split is not there, or embeddings are not finite.
+    """
+    row_of: dict[str, int] = {}
+    new: list[Ragged] = []
+    places: list[list[int]] = []
+    for dataset in datasets:
+        texts = [d.content for d in dataset.documents]
+        tokens = tokenize(encoder, texts, query=False, cache=cache, key=dataset.fingerprint)
+        first = {text: n for n, text in reversed(list(enumerate(texts))) if text not in row_of}
+        rows = np.array(sorted(first.values()), dtype=np.int64)
+        row_of |= {texts[n]: len(row_of) + place for place, n in enumerate(rows)}
+        new.append(tokens.gather(rows))
+        places.append([row_of[text] for text in texts])
     begun = time.perf_counter()
-    documents = encode(encoder, tokens, query=False, batch_tokens=batch_tokens, progress=progress)
-    seconds = time.perf_counter() - begun
-    ids = [d.id for d in dataset.documents]
+    vectors = encode(
+        encoder, Ragged.concatenate(new), query=False, batch_tokens=batch_tokens, progress=progress
+    )
+    rate = len(vectors) / max(time.perf_counter() - begun, 1e-9)
     out = []
-    for split in splits:
-        queries = dataset.split_queries(split)
-        asked = encoder.tokenize([q.text for q in queries], query=True)
-        vectors = encode(encoder, asked, query=True, batch_tokens=batch_tokens)
-        scores, rows = search(vectors, documents, min(depth, len(documents)), index=index)
-        run = as_run([q.id for q in queries], ids, scores, rows)
-        notes: dict[str, float | int] = {
-            "documents": len(texts),
-            "documents_per_second": len(texts) / max(seconds, 1e-9),
-        }
-        out.append(
-            Evaluation(dataset.path.name, split, run, retrieval_metrics(run, _judged(dataset, split)), notes)
-        )
+    for dataset, place in zip(datasets, places, strict=True):
+        # Not copied where they stand in this order already: embeddings are what takes memory here.
+        documents = vectors if place == list(range(len(vectors))) else vectors[place]
+        ids = [d.id for d in dataset.documents]
+        found = []
+        for split in splits:
+            queries = dataset.split_queries(split)
+            asked = encoder.tokenize([q.text for q in queries], query=True)
+            question = encode(encoder, asked, query=True, batch_tokens=batch_tokens)
+            scores, rows = search(question, documents, depth, index=index, devices=devices)
+            run = as_run([q.id for q in queries], ids, scores, rows)
+            metrics = retrieval_metrics(run, _judged(dataset, split))
+            notes: dict[str, float | int] = {
+                "documents": len(ids),
+                "documents_per_second": rate,
+                "texts_cut": encoder.cut,
+            }
+            found.append(Evaluation(dataset.name, split, run, metrics, notes))
+        out.append(found)
     return out
 
 
@@ -142,7 +212,7 @@ def evaluate_bm25(dataset: Dataset, splits: Sequence[str], *, depth: int = 100) 
         scores, rows = engine.search([q.text for q in queries], min(depth, len(dataset.documents)))
         run = as_run([q.id for q in queries], ids, scores, rows)
         metrics = retrieval_metrics(run, _judged(dataset, split))
-        out.append(Evaluation(dataset.path.name, split, run, metrics, {"documents": len(dataset.documents)}))
+        out.append(Evaluation(dataset.name, split, run, metrics, {"documents": len(dataset.documents)}))
     return out
 
 

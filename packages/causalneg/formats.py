@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,6 +188,11 @@ class Dataset:
     queries: dict[str, Query]
     qrels: dict[str, Qrels] = field(default_factory=dict)
     fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, wherever it is named from."""
+        return os.path.basename(os.path.abspath(self.path))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -531,7 +537,20 @@ def read_examples(path: Path, *, skip_bad: bool = False, report: Report | None =
     Raises:
         DataError: The file is missing, or has lines that are no examples.
     """
-    return _read_jsonl(path, Example.model_validate, skip_bad, report)
+    return _read_jsonl(path, _own_example, skip_bad, report)
+
+
+def _own_example(record: dict[str, Any]) -> Example:
+    """An example whose texts are not empty, but for negatives that were rejected for that."""
+    example = Example.model_validate(record)
+    if not example.query.text.strip():
+        raise _LineError(f"query '{example.query.id}' has an empty text")
+    rejected = [n for n in example.negatives if n.verdict is not None and not n.verdict.valid]
+    for passage in (*example.positives, *example.negatives):
+        own = passage.text is not None and not f"{passage.title}{passage.text}".strip()
+        if own and passage not in rejected:
+            raise _LineError(f"a passage of query '{example.query.id}' has an empty text")
+    return example
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:

@@ -292,22 +292,15 @@ def hardness_gap(similarity: Float[Tensor, " negatives"], generated: Bool[Tensor
     return float(ours.mean() - theirs.mean()) / deviation if deviation > 0 else math.nan
 
 
-def easy_negatives(
-    similarity: Float[Tensor, " negatives"],
-    generated: Bool[Tensor, " negatives"],
-    *,
-    threshold: float = 1.0,
-) -> str | None:
+def easy_negatives(gap: float, *, threshold: float = 1.0) -> str | None:
     """A line for the user when generated negatives are much easier than mined ones, else None.
 
     Matching distributions then teaches the encoder that texts off the topic are near it.
 
     Args:
-        similarity: Similarity of each negative to its own query.
-        generated: Whether each negative was generated.
+        gap: What :func:`hardness_gap` found.
         threshold: Gap from which it is said, in standard deviations of the mined similarities.
     """
-    gap = hardness_gap(similarity, generated)
     if not gap < -threshold:
         return None
     return (

@@ -38,6 +38,7 @@ SHINGLE = 5
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _WORK = 1 << 22  # sequences compared at a time
 _BINS = 20
+_CHECKED = 16_384  # cached embeddings in memory at a time
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ class MiningReport:
         duplicates: Negatives whose content another negative of the same query has, letter by letter.
         false_negatives: Negatives that are positives by the truth; None where none is known.
         judged: Negatives of the queries that the truth knows.
+        texts_cut: Queries and documents longer than the encoder takes; their ends were not read.
     """
 
     split: str
@@ -328,6 +330,7 @@ class MiningReport:
     duplicates: int
     false_negatives: int | None = None
     judged: int = 0
+    texts_cut: int = 0
 
     @property
     def false_negative_rate(self) -> float | None:
@@ -352,6 +355,8 @@ class MiningReport:
         }
         if self.false_negative_rate is not None:
             rows["false negatives"] = f"{self.false_negatives:,} ({self.false_negative_rate:.2%})"
+        if self.texts_cut:
+            rows["texts longer than the encoder takes"] = f"{self.texts_cut:,}"
         lines = [f"Mined for {self.split} with {self.backend}, seed {self.seed}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
         lines += ["", "| left out | candidates |", "|---|---:|"]
@@ -688,6 +693,14 @@ class _Part:
             )
         if len(vectors) != len(keys) or vectors.dtype != np.float32:
             raise DataError(f"{self.vectors}: does not fit its keys; remove the folder {self.folder}")
+        for start in range(0, len(vectors), _CHECKED):
+            bad = ~np.isfinite(vectors[start : start + _CHECKED]).all(axis=1)
+            if bad.any():
+                row = start + int(np.argmax(bad))
+                raise DataError(
+                    f"{self.vectors}: the cached embedding in row {row} is not finite; "
+                    f"remove the folder {self.folder}"
+                )
         return keys, vectors
 
     def write(self, keys: np.ndarray, fill: Callable[[np.ndarray], None], dim: int) -> None:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-import bm25s
 import faiss
 import numpy as np
 import scipy.sparse
@@ -175,13 +174,19 @@ def search(
     if index == "exact":
         with _full_precision():
             return _exact(
-                queries, documents, k, [_device(name) for name in devices or ("cpu",)], block, norms
+                queries, documents, k, [check_device(name) for name in devices or ("cpu",)], block, norms
             )
     rows = _approximate(queries, documents, k, index, devices, block, effort)
     return _ordered(_chosen_scores(queries, documents, rows), rows, k)
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """A device by the name that torch has for it, such as ``cuda:0``.
+
+    Raises:
+        ConfigError: There is no such kind of device.
+        BackendError: This machine lacks it.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -406,6 +411,9 @@ class BM25:
         stem: str | None = "english",
         stopwords: str | Sequence[str] | None = "english",
     ) -> None:
+        # Here, since it brings numba and llvmlite along, which vLLM's engine processes cannot start beside.
+        import bm25s
+
         if k1 < 0 or not 0 <= b <= 1:
             raise ConfigError(f"BM25 needs k1 >= 0 and b in [0, 1], got k1 = {k1}, b = {b}")
         if stem is not None and stem not in Stemmer.algorithms():
@@ -428,6 +436,8 @@ class BM25:
         )
 
     def _words(self, texts: Sequence[str], *, return_ids: bool) -> Any:
+        import bm25s
+
         return bm25s.tokenize(
             list(texts),
             stopwords=self._stopwords,

@@ -24,8 +24,10 @@ from causalneg.data import (
 )
 from causalneg.diagnostics import SourceReport
 from causalneg.encoders import Encoder, build_encoder, load_encoder
-from causalneg.evaluate import Evaluation, evaluate_encoder
+from causalneg.evaluate import Evaluation, evaluate_encoder, evaluate_views
 from causalneg.formats import Dataset, read_dataset, read_examples
+from causalneg.formats import Report as Tell
+from causalneg.losses import easy_negatives
 from causalneg.module import RetrievalModule, TrainConfig, run_hash
 from causalneg.probe import Probe
 from causalneg.schema import Example, Passage
@@ -57,16 +59,22 @@ class Material:
     encoder: Encoder
 
 
-def open_material(config: TrainConfig) -> Material:
+def open_material(config: TrainConfig, *, skip_bad: bool = False, tell: Tell | None = None) -> Material:
     """Read everything that a config names.
+
+    Args:
+        config: The config.
+        skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
 
     Raises:
         ConfigError: Parts of the config do not fit together.
         DataError: A file cannot be read, or a query has too few negatives.
     """
     splits = list(dict.fromkeys([config.train_split, *([config.valid_split] if config.valid_split else [])]))
-    dataset = _dataset(config.data, (*splits, *(t for t in config.tests if t not in splits)))
-    sets = [(_examples(entry.path), entry.count) for entry in config.sets]
+    names = (*splits, *(t for t in config.tests if t not in splits))
+    dataset = _dataset(config.data, names, skip_bad, tell)
+    sets = [(_examples(entry.path, skip_bad, tell), entry.count) for entry in config.sets]
     if sets:
         combined = combine(sets, candidates=config.candidates, exact=config.exact)
     else:
@@ -80,41 +88,47 @@ def open_material(config: TrainConfig) -> Material:
     if not kept:
         raise ConfigError(f"diagnose.holdout: {share} leaves no query to train on")
     if config.diagnose.examples:
-        everything = combine([(_examples(path), 10**6) for path in config.diagnose.examples])
+        everything = combine([(_examples(path, skip_bad, tell), 10**6) for path in config.diagnose.examples])
         probes = [e for e in everything if held_out(e.query.id, share)]
     else:
         probes = [e for e in combined if held_out(e.query.id, share)]
-    voices = _voices(config.voices) if config.voices else {}
+    voices = _voices(config.voices, skip_bad, tell) if config.voices else {}
     return Material(dataset, kept, probes, voices, make_encoder(config, dataset))
 
 
-def _examples(path: Path) -> list[Example]:
+def _examples(path: Path, skip_bad: bool = False, tell: Tell | None = None) -> list[Example]:
     """A training set; kept in memory for the next run of this process, unless the file changes."""
-    return _read_examples(path, path.stat().st_mtime_ns) if path.is_file() else read_examples(path)
+    if not path.is_file():
+        return read_examples(path)
+    return _read_examples(path, path.stat().st_mtime_ns, skip_bad, tell)
 
 
 @lru_cache(maxsize=8)
-def _read_examples(path: Path, changed: int) -> list[Example]:
-    return read_examples(path)
+def _read_examples(path: Path, changed: int, skip_bad: bool, tell: Tell | None) -> list[Example]:
+    return read_examples(path, skip_bad=skip_bad, report=tell)
 
 
-def _dataset(path: Path, splits: tuple[str, ...]) -> Dataset:
+def _dataset(
+    path: Path, splits: tuple[str, ...], skip_bad: bool = False, tell: Tell | None = None
+) -> Dataset:
     """A data set; kept in memory for the next run of this process, unless its corpus changes."""
     corpus = path / "corpus.jsonl"
     if not corpus.is_file():
         return read_dataset(path, splits=splits)
-    return _read_dataset(path, splits, corpus.stat().st_mtime_ns)
+    return _read_dataset(path, splits, corpus.stat().st_mtime_ns, skip_bad, tell)
 
 
 @lru_cache(maxsize=2)
-def _read_dataset(path: Path, splits: tuple[str, ...], changed: int) -> Dataset:
-    return read_dataset(path, splits=splits)
+def _read_dataset(
+    path: Path, splits: tuple[str, ...], changed: int, skip_bad: bool, tell: Tell | None
+) -> Dataset:
+    return read_dataset(path, splits=splits, skip_bad=skip_bad, report=tell)
 
 
-def _voices(path: Path) -> dict[Key, Passage]:
+def _voices(path: Path, skip_bad: bool, tell: Tell | None) -> dict[Key, Passage]:
     """Rewritten passages by the document that they were made of."""
     found: dict[Key, Passage] = {}
-    for example in _examples(path):
+    for example in _examples(path, skip_bad, tell):
         for passage in (*example.positives, *example.negatives):
             if passage.voice is not None and passage.document_id is not None:
                 found.setdefault(passage_key(Passage(document_id=passage.document_id)), passage)
@@ -133,7 +147,9 @@ def make_encoder(config: TrainConfig, dataset: Dataset) -> Encoder:
     return build_encoder(own.kind, {"seed": config.seed, **own.options}, texts=texts)
 
 
-def train_run(config: TrainConfig, run_dir: Path) -> Record:
+def train_run(
+    config: TrainConfig, run_dir: Path, *, skip_bad: bool = False, tell: Tell | None = None
+) -> Record:
     """Train, evaluate on every test split, diagnose the source shortcut; resumes what a killed call left.
 
     The folder then holds config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and
@@ -142,6 +158,8 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     Args:
         config: Everything that decides the run.
         run_dir: The run folder.
+        skip_bad: Whether malformed lines are left out.
+        tell: Told how many were, and what else a user should know.
 
     Returns:
         The finished record, metrics under ``SPLIT/`` and ``diagnosis/``.
@@ -150,7 +168,7 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
         ConfigError: The parts of the config do not fit together or the data.
         DataError: A data file cannot be read.
     """
-    material = open_material(config)
+    material = open_material(config, skip_bad=skip_bad, tell=tell)
     dataset, encoder = material.dataset, material.encoder
     training = TrainingSet(
         material.examples,
@@ -183,6 +201,10 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
         probe_every=config.diagnose.every,
     )
     untrained = _untrained(probe, encoder, run_dir)
+    if config.loss.matching_weight and untrained is not None and tell is not None:
+        warning = easy_negatives(untrained.hardness_gap)
+        if warning is not None:
+            tell(warning)
     tracking = config.tracking
     outlets = loggers(
         run_dir,
@@ -197,13 +219,14 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     trained = fit(module, data, config=config.fit, run_dir=run_dir, seed=config.seed, loggers=outlets)
     encoder.eval()
     encoder.save(run_dir / "encoder")
-    metrics = _test(config, dataset, encoder, run_dir, record)
+    metrics = _test(config, dataset, encoder, run_dir, record, skip_bad)
     if probe is not None and untrained is not None:
         metrics.update(_diagnose(probe.report(encoder), untrained, run_dir))
     record.notes.update(
         documents=len(dataset.documents),
         train_queries=len(training),
         candidates=float(training.negatives.lengths.mean()),
+        short_of_candidates=int((training.negatives.lengths < config.candidates).sum()),
         texts_cut=encoder.cut,
         epochs=trained.epochs,
         stopped_early=trained.stopped_early,
@@ -254,7 +277,7 @@ def _validation(config: TrainConfig, dataset: Dataset) -> Callable[[Encoder], di
 
 
 def _test(
-    config: TrainConfig, dataset: Dataset, encoder: Encoder, run_dir: Path, record: Record
+    config: TrainConfig, dataset: Dataset, encoder: Encoder, run_dir: Path, record: Record, skip_bad: bool
 ) -> dict[str, float | None]:
     """Evaluate every test split on the corpus and on its mixed-style twin."""
     metrics: dict[str, float | None] = {}
@@ -265,9 +288,10 @@ def _test(
         return metrics
     views = {"": dataset}
     if config.mixed is not None:
-        views["/mixed"] = _dataset(config.mixed, tuple(config.tests))
-    for view, corpus in views.items():
-        for one in evaluate_encoder(encoder, corpus, config.tests, cache=config.cache):
+        views["/mixed"] = _dataset(config.mixed, tuple(config.tests), skip_bad)
+    evaluations = evaluate_views(encoder, list(views.values()), config.tests, cache=config.cache)
+    for (view, corpus), found in zip(views.items(), evaluations, strict=True):
+        for one in found:
             one.save(run_dir / "eval")
             evaluated[one.split + view] = f"{one.name}-{one.split}"
             metrics.update({f"{one.split}/{name}{view}": v for name, v in one.metrics.mean.items()})
@@ -306,12 +330,16 @@ def _diagnose(trained: SourceReport, untrained: SourceReport, run_dir: Path) -> 
     return found
 
 
-def diagnose_run(run_dir: Path, *, examples: Sequence[Path] = ()) -> tuple[SourceReport, SourceReport]:
+def diagnose_run(
+    run_dir: Path, *, examples: Sequence[Path] = (), skip_bad: bool = False, tell: Tell | None = None
+) -> tuple[SourceReport, SourceReport]:
     """Measure the source shortcut of a trained run again, on its own held-out queries or on other sets.
 
     Args:
         run_dir: The run folder; diagnosis.json in it is replaced.
         examples: Training sets to measure on instead of the run's own.
+        skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
 
     Returns:
         The reports on the trained encoder and on the one it started from.
@@ -326,7 +354,7 @@ def diagnose_run(run_dir: Path, *, examples: Sequence[Path] = ()) -> tuple[Sourc
     if examples:
         chosen = dataclasses.replace(config.diagnose, examples=list(examples))
         config = dataclasses.replace(config, diagnose=chosen)
-    material = open_material(config)
+    material = open_material(config, skip_bad=skip_bad, tell=tell)
     probe = make_probe(config, material)
     if probe is None:
         raise ConfigError("diagnose.holdout: no query was held out of training, so nothing can be measured")

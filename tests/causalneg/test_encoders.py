@@ -174,6 +174,8 @@ def test_cut_texts_are_counted() -> None:
     assert encoder.cut == 3
     encoder.tokenize(CORPUS[:1], query=True)
     assert encoder.cut == 4
+    encoder.tokenize(CORPUS, query=False)  # the same texts again
+    assert encoder.cut == 4
     whole = small().tokenize(CORPUS, query=False)
     assert np.array_equal(rows.values, whole.clip(8, "first").values)
 

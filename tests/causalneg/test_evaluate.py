@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from causalneg.encoders import build_encoder
-from causalneg.evaluate import evaluate_bm25, evaluate_encoder, tokenize
+from causalneg.evaluate import evaluate_bm25, evaluate_encoder, evaluate_views, tokenize
 from causalneg.formats import Dataset, read_dataset
 from causalneg.schema import Document, Query
 from common.retrieval_metrics import read_trec
@@ -58,6 +58,50 @@ def test_an_encoder_is_evaluated_on_all_splits_with_one_encoding(tmp_path: Path)
     assert first.run["q0"]["d0"] == pytest.approx(max(first.run["q0"].values()))
     (plain,) = evaluate_encoder(encoder, whole, ["test"])
     assert plain.run == first.run
+
+
+def test_corpora_that_share_texts_are_ranked_as_if_each_were_alone() -> None:
+    plain = dataset()
+    styled = [
+        d.model_copy(update={"text": "well, " + d.text}) if d.id == "d1" else d for d in plain.documents
+    ]
+    twice = [*styled, Document(id="d4", text=TEXTS["d0"])]
+    twin = Dataset(plain.path, twice, plain.queries, plain.qrels, "twin")
+    encoder = build_encoder("small", {"width": 16, "attention": 8, "inner": 8}, texts=list(TEXTS.values()))
+    read: list[int] = []
+    encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(0 if kwargs["query"] else len(args[1]) - 1), with_kwargs=True
+    )
+    together = evaluate_views(encoder, [plain, twin], ["test"])
+    assert sum(read) == 5  # four texts, and one that the twin has anew
+    for (found,), data in zip(together, (plain, twin), strict=True):
+        (alone,) = evaluate_encoder(encoder, data, ["test"])
+        for query, scores in alone.run.items():
+            assert found.run[query] == pytest.approx(scores, abs=1e-6)
+    assert together[1][0].run["q0"]["d0"] == together[1][0].run["q0"]["d4"]
+
+
+def test_texts_cut_are_counted_once_whether_tokens_are_made_or_read(tmp_path: Path) -> None:
+    data, counts = dataset(), []
+    options = {"width": 16, "attention": 8, "inner": 8, "max_tokens": 3}
+    for _ in range(2):
+        encoder = build_encoder("small", options, texts=list(TEXTS.values()))
+        for _ in range(2):
+            (found,) = evaluate_encoder(encoder, data, ["test"], cache=tmp_path)
+        counts.append(found.notes["texts_cut"])
+    whole = build_encoder("small", {**options, "max_tokens": 99}, texts=list(TEXTS.values()))
+    long = [int((whole.tokenize(texts, query=query).lengths > 3).sum()) for texts, query in (
+        ([d.content for d in data.documents], False), ([q.text for q in data.split_queries("test")], True)
+    )]  # fmt: skip
+    assert long[0] > 0
+    assert counts == [sum(long)] * 2
+
+
+def test_a_data_set_has_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    for path in (".", "../mine", str(tmp_path / "mine")):
+        assert Dataset(Path(path), [], {}).name == "mine"
 
 
 def test_tokens_are_read_back_as_they_were_written(tmp_path: Path) -> None:

@@ -506,11 +506,12 @@ def test_hardness_gap_and_its_warning() -> None:
     similarity = torch.tensor([0.0, -2, 2, -1])
     generated = torch.tensor([False, True, False, True])
     assert hardness_gap(similarity, generated) == -2.5
-    assert "2.5 standard deviations easier" in (easy_negatives(similarity, generated) or "")
-    assert easy_negatives(similarity, generated, threshold=2.5) is None
-    assert easy_negatives(-similarity + 2, generated) is None  # harder ones are welcome
+    gap = hardness_gap(similarity, generated)
+    assert "2.5 standard deviations easier" in (easy_negatives(gap) or "")
+    assert easy_negatives(gap, threshold=2.5) is None
+    assert easy_negatives(-gap) is None  # harder ones are welcome
     assert math.isnan(hardness_gap(similarity, torch.zeros(4, dtype=torch.bool)))
-    assert easy_negatives(similarity, torch.ones(4, dtype=torch.bool)) is None
+    assert easy_negatives(hardness_gap(similarity, torch.ones(4, dtype=torch.bool))) is None
 
 
 def test_own_similarity_by_hand() -> None:

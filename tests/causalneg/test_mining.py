@@ -136,6 +136,7 @@ def worlds(draw: st.DrawFn) -> Made:
     return texts, questions, positives, queries, documents
 
 
+@settings(deadline=None)
 @given(worlds(), RULES)
 def test_equals_a_slow_reading_of_the_rules(made: Made, settings: dict[str, Any]) -> None:
     texts, questions, positives, queries, documents = made
@@ -160,6 +161,7 @@ def test_equals_a_slow_reading_of_the_rules(made: Made, settings: dict[str, Any]
             assert (negative.source, negative.backend, negative.text) == ("mined", "bm25", None)
 
 
+@settings(deadline=None)
 @given(worlds(), RULES, st.integers(0, 3))
 def test_random_picks_are_a_subset_that_order_does_not_change(
     made: Made, settings: dict[str, Any], seed: int
@@ -205,6 +207,7 @@ def test_random_picks_are_even_and_differ_by_seed_and_query() -> None:
 WORDS = st.lists(st.sampled_from("abcde"), max_size=14).map(" ".join)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=6))
 def test_shares_are_those_of_sets(texts: list[str]) -> None:
     first, second = np.divmod(np.arange(len(texts) ** 2), len(texts))
@@ -393,7 +396,7 @@ class Encoder:
 LISTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=10), min_size=1, max_size=4)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(LISTS, st.integers(1, 4))
 def test_every_text_is_encoded_once(
     tmp_path_factory: pytest.TempPathFactory, lists: list[list[str]], block: int
@@ -446,6 +449,9 @@ def test_damaged_caches_are_named(tmp_path: Path, texts: list[str]) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"cannot be read .*; remove the folder"):
+        cached_embeddings(Encoder(), texts, tmp_path, "encoder", 3)
+    np.save(file, np.array([[1, 1, 1], [1, np.nan, 1]], np.float32))
+    with pytest.raises(DataError, match="embedding in row 1 is not finite; remove the folder"):
         cached_embeddings(Encoder(), texts, tmp_path, "encoder", 3)
     np.save(file, np.zeros((1, 3), np.float32))
     with pytest.raises(DataError, match="does not fit its keys"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,14 +45,13 @@ class Encoder(nn.Module, ABC):
         document_prompt: What is put in front of the text of a document.
 
     Attributes:
-        cut: How many texts were longer than ``max_tokens`` so far.
+        cut: How many different texts were longer than ``max_tokens`` so far.
 
     Raises:
         ValueError: ``dim`` or ``max_tokens`` is not positive.
     """
 
     kind: ClassVar[str]
-    cut: int
 
     def __init__(
         self, *, dim: int, max_tokens: int, query_prompt: str = "", document_prompt: str = ""
@@ -65,7 +64,7 @@ class Encoder(nn.Module, ABC):
         self.max_tokens = max_tokens
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
-        self.cut = 0
+        self._cut: set[int] = set()
 
     @classmethod
     @abstractmethod
@@ -80,16 +79,31 @@ class Encoder(nn.Module, ABC):
             query: Whether they are queries or documents: each has its own prompt.
 
         Returns:
-            One row per text. Texts that had to be cut are counted in :attr:`cut`.
+            One row per text. Different texts that had to be cut are counted in :attr:`cut`.
         """
+        return self.tokenize_and_cut(texts, query=query)[0]
+
+    def tokenize_and_cut(
+        self, texts: Sequence[str], *, query: bool
+    ) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
+        """As :meth:`tokenize`, and the positions of the texts that had to be cut."""
         prompt = self.query_prompt if query else self.document_prompt
         rows, cut = self._tokenize([prompt + text for text in texts] if prompt else list(texts))
-        self.cut += cut
-        return rows
+        self.count_cut((texts[at] for at in cut.tolist()), query=query)
+        return rows, cut
+
+    @property
+    def cut(self) -> int:
+        """How many different texts were longer than ``max_tokens`` so far."""
+        return len(self._cut)
+
+    def count_cut(self, texts: Iterable[str], *, query: bool) -> None:
+        """Count texts in :attr:`cut` that were cut; each text counts once, as query and as document."""
+        self._cut.update(hash((query, text)) for text in texts)
 
     @abstractmethod
-    def _tokenize(self, texts: list[str]) -> tuple[Ragged, int]:
-        """Token ids of texts, prompt included, and how many texts were cut."""
+    def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
+        """Token ids of texts, prompt included, and the positions of those that were cut."""
 
     @abstractmethod
     def forward(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Int64
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -238,10 +238,10 @@ class SmallTransformer(Encoder):
                         weight, std=0.1 * std if name.endswith("out.weight") else std, generator=generator
                     )
 
-    def _tokenize(self, texts: list[str]) -> tuple[Ragged, int]:
+    def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         rows = token_rows(self.tokenizer, texts)
-        cut = int((rows.lengths > self.max_tokens).sum())
-        return (rows.clip(self.max_tokens, "first") if cut else rows), cut
+        cut = np.flatnonzero(rows.lengths > self.max_tokens)
+        return (rows.clip(self.max_tokens, "first") if cut.size else rows), cut
 
     def _turn(self, place: Int[Tensor, " tokens"]) -> Complex[Tensor, "tokens 1 half"]:
         """``exp(i p theta^(-j / half))`` for every token's position and every pair of entries."""

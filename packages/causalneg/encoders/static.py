@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
@@ -281,11 +281,11 @@ class StaticEncoder(Encoder):
             seed=seed,
         )
 
-    def _tokenize(self, texts: list[str]) -> tuple[Ragged, int]:
+    def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         rows = token_rows(self.tokenizer, texts)
         known = rows.values != self.tokenizer.token_to_id(UNKNOWN)
         before = np.concatenate([[0], np.cumsum(known)])
-        return Ragged(rows.values[known], before[rows.offsets]), 0
+        return Ragged(rows.values[known], before[rows.offsets]), np.zeros(0, dtype=np.int64)
 
     def weights(self) -> Float[Tensor, " words"]:
         """Weight of each word: ``softplus(b_w + c(idf_w))``."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -289,10 +289,11 @@ class HFEncoder(Encoder):
             trust_remote_code=trust_remote_code,
         )
 
-    def _tokenize(self, texts: list[str]) -> tuple[Ragged, int]:
+    def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         ask: Any = self.tokenizer
-        rows: list[list[int]] = []
-        cut = 0
+        values: list[np.ndarray] = []  # arrays, batch by batch: lists of numbers take ten times the memory
+        lengths: list[int] = []
+        cut: list[int] = []
         for start in range(0, len(texts), 1024):
             part = texts[start : start + 1024]
             found = ask(part, padding=False, truncation=False, verbose=False, return_attention_mask=False)
@@ -304,9 +305,12 @@ class HFEncoder(Encoder):
                 )
                 for i, row in zip(long, again["input_ids"], strict=True):
                     ids[i] = row
-            cut += len(long)
-            rows.extend(row or [self._filler] for row in ids)
-        return Ragged.from_lists(rows, dtype=np.int32), cut
+            cut += [start + i for i in long]
+            batch = Ragged.from_lists([row or [self._filler] for row in ids], dtype=np.int32)
+            values.append(batch.values)
+            lengths += batch.lengths.tolist()
+        whole = np.concatenate(values) if values else np.zeros(0, dtype=np.int32)
+        return Ragged(whole, np.cumsum([0, *lengths])), np.array(cut, dtype=np.int64)
 
     @property
     def _filler(self) -> int:
