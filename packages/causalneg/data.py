@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,10 +51,17 @@ def combine(
         Examples in the order of the first set.
 
     Raises:
-        DataError: A query falls short of ``candidates``, or the first set is empty.
+        DataError: A query falls short of ``candidates`` or stands in a set twice, or the first set is empty.
     """
     if not sets or not sets[0][0]:
         raise DataError("there are no training examples: the first set is empty")
+    for number, (examples, _) in enumerate(sets, start=1):
+        often = [id for id, count in Counter(e.query.id for e in examples).items() if count > 1]
+        if often:
+            raise DataError(
+                f"set {number} has {len(often)} queries more than once ({often[0]} is the first); "
+                "put the negatives of a query into one line"
+            )
     by_query = [{e.query.id: e for e in examples} for examples, _ in sets]
     out, short = [], []
     for query_id, first in by_query[0].items():

@@ -139,8 +139,11 @@ class Run:
         return values
 
     def history(self, column: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a logged figure."""
-        steps, values = [], []
+        """Steps and values of a logged figure; none where nothing was logged."""
+        steps: list[int] = []
+        values: list[float] = []
+        if not (self.folder / "metrics.csv").is_file():
+            return steps, values
         with (self.folder / "metrics.csv").open() as file:
             for row in csv.DictReader(file):
                 if row.get(column):
@@ -316,8 +319,11 @@ def _diagnoses_table(comparison: Comparison) -> str:
 
 
 def _signals(run: Run, name: str) -> tuple[float | None, float | None]:
-    """Mean of a logged figure in the first and the last fifth of training."""
-    _, values = run.history(f"train/{name}")
+    """Mean of a logged figure in the first and the last fifth of training.
+
+    Of the batches that were logged, or of the held-out queries where that was done more often.
+    """
+    values = max((run.history(f"{where}/{name}")[1] for where in ("train", "probe")), key=len)
     part = max(len(values) // 5, 1)
     return (float(np.mean(values[:part])), float(np.mean(values[-part:]))) if values else (None, None)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from causalneg.cli import main
-from causalneg.encoders import encode, load_encoder
-from causalneg.formats import read_dataset, read_examples
+from causalneg.encoders import build_encoder, encode, load_encoder
+from causalneg.formats import read_dataset, read_examples, resolve_passage
 from causalneg.world import World
 from common.retrieval_metrics import read_trec
 
@@ -200,15 +202,191 @@ def test_a_training_set_is_exported_for_others(written: Path, world: Path, home:
     assert first["positive_passages"][0]["text"]
 
 
-def test_dry_runs_write_nothing(world: Path, mined: Path, config: Path, home: Path) -> None:
+@pytest.mark.parametrize("format", ["sentence-transformers-list", "tevatron", "flagembedding", "ms-swift"])
+def test_a_training_set_goes_out_and_comes_in_again(
+    format: str, written: Path, world: Path, home: Path, tmp_path: Path
+) -> None:
+    works("export", written, tmp_path / "theirs.jsonl", "--format", format, "--data", world)
+    works("export", tmp_path / "theirs.jsonl", tmp_path / "ours.jsonl", "--from", format, "--format", "own")
+    data = read_dataset(world, splits=[])
+
+    def texts(path: Path) -> list[tuple[str, list[str], list[str]]]:
+        return [
+            (
+                example.query.text,
+                [resolve_passage(p, data) for p in example.positives],
+                [resolve_passage(n, data) for n in example.negatives],
+            )
+            for example in read_examples(path)
+        ]
+
+    assert texts(tmp_path / "ours.jsonl") == texts(written)
+
+
+def test_what_another_form_cannot_carry_is_said(written: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    args = ["export", written, out, "--format", "sentence-transformers", "--data", world]
+    assert "negatives, but all rows have the same columns" in fails(*args)[0]
+    assert not out.exists()
+    result = causalneg(*args, "--negatives", 2)
+    assert result.exit_code == 0
+    assert "beyond the first 2 of an example left out" in result.stderr
+    assert "where negatives come from" in result.stderr
+    assert {"query", "positive", "negative_1", "negative_2"} == set(
+        json.loads(out.read_text().splitlines()[0])
+    )
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_an_approximate_index_finds_nearly_the_same(index: str, run: Path, world: Path, home: Path) -> None:
+    sets, metrics = [], []
+    for kind in ("exact", index):
+        out = home / "sets" / f"by-{kind}.jsonl"
+        works("mine", world, out, "--encoder", run, "--index", kind, "--cache", home / "cache", "--quiet")
+        sets.append({(e.query.id, n.document_id) for e in read_examples(out) for n in e.negatives})
+        works("evaluate", run, "--data", world, "--index", kind, "--out", home / f"by-{kind}", "--quiet")
+        found = home / f"by-{kind}" / "eval" / "world-test" / "metrics.json"
+        metrics.append(json.loads(found.read_text())["metrics"]["ndcg@10"])
+    assert len(sets[0] & sets[1]) > 0.9 * len(sets[0])
+    assert metrics[0] == pytest.approx(metrics[1], abs=0.05)
+
+
+def test_a_missing_device_is_named(run: Path, world: Path, tmp_path: Path) -> None:
+    for args in (["evaluate", run, "--data", world], ["mine", world, tmp_path / "x.jsonl", "--encoder", run]):
+        (line,) = fails(*args, "--device", "cuda:9", "--quiet")
+        assert "device 'cuda:9': this machine has" in line
+        assert "'graphics' is not known" in fails(*args, "--device", "graphics", "--quiet")[0]
+
+
+def test_texts_that_are_too_long_are_counted_and_said(world: Path, home: Path, tmp_path: Path) -> None:
+    data = read_dataset(world, splits=["train"])
+    texts = [d.content for d in data.documents]
+    build_encoder("small", {"width": 16, "attention": 8, "inner": 8, "max_tokens": 30}, texts=texts).save(
+        tmp_path / "encoder"
+    )
+    args = [world, tmp_path / "set.jsonl", "--encoder", tmp_path / "encoder", "--quiet"]
+    counts = []
+    for _ in range(2):  # once encoded, once read from the cache
+        result = causalneg("mine", *args, "--cache", tmp_path / "cache")
+        counts.append(json.loads((tmp_path / "set.report.json").read_text())["texts_cut"])
+        assert f"{counts[-1]} texts were longer than the encoder takes" in result.stderr
+    assert counts[0] == counts[1]
+    assert len(texts) * 0.9 < counts[0] <= len(texts) + len(data.split_queries("train"))
+    result = causalneg("evaluate", "--encoder", tmp_path / "encoder", "--data", world, "--quiet")
+    assert "texts were longer than the encoder takes" in result.stderr
+    metrics = json.loads((tmp_path / "encoder" / "eval" / "world-test" / "metrics.json").read_text())
+    assert metrics["notes"]["texts_cut"] >= len(texts) * 0.9
+
+
+def copied(world: Path, folder: Path) -> Path:
+    shutil.copytree(world, folder, ignore=shutil.ignore_patterns("mixed"))
+    return folder
+
+
+def add_line(path: Path, line: str) -> int:
+    """Append a line; its number."""
+    with path.open("a") as file:
+        file.write(line + "\n")
+    return path.read_text().count("\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "what"),
+    [
+        ("corpus.jsonl", '{"_id": "x", "text": ', "is not JSON"),
+        ("corpus.jsonl", '{"_id": "x", "text": " "}', "document 'x' has an empty text"),
+        ("corpus.jsonl", '{"_id": "p000000", "text": "y"}', "document id 'p000000' is already on line 1"),
+        ("queries.jsonl", '{"_id": "x", "text": ""}', "query 'x' has an empty text"),
+        ("queries.jsonl", '{"_id": "q00000", "text": "y"}', "query id 'q00000' is already on line 1"),
+        ("qrels/train.tsv", "q00000\tnone\t1", "1 document id in 1 row unknown to corpus.jsonl: 'none'"),
+        ("qrels/train.tsv", "none\tp000000\t1", "1 query id in 1 row unknown to queries.jsonl: 'none'"),
+        ("qrels/train.tsv", "SPARE\tp000000\t0", "has no document with a grade above 0"),
+    ],
+)
+def test_bad_data_is_one_line_and_nothing_is_lost(
+    world: Path, mined: Path, config: Path, tmp_path: Path, name: str, line: str, what: str
+) -> None:
+    data, out = copied(world, tmp_path / "data"), tmp_path / "out.jsonl"
+    out.write_text("kept\n")
+    asked = read_dataset(world, splits=["train"])
+    spare = next(query for query in asked.queries if query not in asked.qrels["train"])
+    number = add_line(data / name, line.replace("SPARE", spare))
+    commands = [["mine", data, out, "--quiet"], ["train", config, *SMALL, f"data={data}", "name=never"]]
+    if not name.startswith("qrels"):
+        commands += [["verify", data, mined, out], ["generate", data, mined, out, "--quiet"]]
+    for command in commands:
+        (said,) = fails(*command)
+        assert said.startswith(f"error: {data / name}:{number}: ")
+        assert what in said
+    assert out.read_text() == "kept\n"
+    result = causalneg("mine", data, out, "--count", 8, "--depth", 40, "--quiet", "--skip-bad")
+    assert result.exit_code == 0
+    assert f"{data / name}: left out 1 line" in result.stderr
+    assert [e.negatives for e in read_examples(out)] == [e.negatives for e in read_examples(mined)]
+
+
+def test_a_bad_training_set_is_one_line_and_the_others_are_kept(
+    world: Path, mined: Path, config: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "set.jsonl"
+    lines = mined.read_text().splitlines()
+    without = json.dumps({**json.loads(lines[1]), "positives": []})
+    broken.write_text("\n".join([lines[0], without, *lines[2:]]) + "\n")
+    out = tmp_path / "out.jsonl"
+    sets = f"sets=[{{path: {broken}, count: 4}}]"
+    train = ["train", config, *SMALL, sets, "candidates=4", f"out={tmp_path / 'runs'}"]
+    commands: list[list[object]] = [
+        train, ["verify", world, broken, out], ["generate", world, broken, out, "--quiet"],
+        ["export", broken, out, "--format", "tevatron", "--data", world],
+    ]  # fmt: skip
+    for command in commands:
+        (said,) = fails(*command)
+        assert said.startswith(f"error: {broken}:2: positives: List should have at least 1 item")
+        result = causalneg(*command, "--skip-bad")
+        assert result.exit_code == 0, result.output
+        assert f"{broken}: left out 1 line" in result.stderr
+    broken.write_text("\n".join([*lines, lines[0]]) + "\n")
+    assert "1 queries more than once" in fails(*train)[0]
+
+
+def test_bad_embeddings_are_one_line(run: Path, world: Path, home: Path, tmp_path: Path) -> None:
+    broken, out = tmp_path / "encoder", tmp_path / "out.jsonl"
+    shutil.copytree(run / "encoder", broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: torch.full_like(tensor, torch.nan) if name == "vectors" else tensor
+               for name, tensor in weights.items()}, broken / "model.safetensors")  # fmt: skip
+    mine = ["mine", world, out, "--quiet", "--cache", tmp_path / "cache", "--encoder"]
+    for command in (["evaluate", "--encoder", broken, "--data", world, "--quiet"], [*mine, broken]):
+        (said,) = fails(*command)
+        assert "a vector that is not finite" in said
+    assert not out.exists()
+    works(*mine, run)
+    (kept,) = (path for path in (tmp_path / "cache").rglob("*.npy") if ".keys" not in path.name)
+    whole = np.load(kept)
+    np.save(kept, whole[:, :7])
+    (said,) = fails(*mine, run)
+    assert f"{kept}: cached embeddings have dimension 7, the encoder gives {whole.shape[1]}" in said
+    whole[3] = np.inf
+    np.save(kept, whole)
+    (said,) = fails(*mine, run)
+    assert f"{kept}: the cached embedding in row 3 is not finite" in said
+
+
+def test_dry_runs_write_nothing(world: Path, mined: Path, config: Path, run: Path, home: Path) -> None:
     before = sorted(home.rglob("*"))
     for args in (
         ["world", home / "none", "--dry-run"],
         ["mine", world, home / "none.jsonl", "--dry-run"],
         ["generate", world, mined, home / "none.jsonl", "--dry-run"],
+        ["verify", world, mined, home / "none.jsonl", "--dry-run"],
         ["train", config, *SMALL, "--dry-run"],
+        ["evaluate", run, "--data", world, "--out", home / "none", "--dry-run"],
+        ["diagnose", run, "--dry-run"],
+        ["export", run, home / "none", "--dry-run"],
     ):
-        assert causalneg(*args).exit_code == 0
+        result = causalneg(*args)
+        assert result.exit_code == 0, result.output
+        assert result.output
     assert sorted(home.rglob("*")) == before
 
 

@@ -92,6 +92,12 @@ def test_combine_refuses_an_empty_first_set() -> None:
         combine([([], 2)])
 
 
+def test_combine_loses_no_query_that_stands_twice() -> None:
+    twice = [example("q0", ["d0"], [mined("d1")]), example("q0", ["d0"], [mined("d2")])]
+    with pytest.raises(DataError, match=r"set 2 has 1 queries more than once \(q0"):
+        combine([(twice[:1], 1), (twice, 1)])
+
+
 def test_a_batch_holds_every_text_once_and_points_to_the_right_ones(encoder: Encoder) -> None:
     data = corpus(30)
     examples = [

@@ -271,7 +271,7 @@ QUERIES = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENTS, QUERIES, st.data())
 def test_folders_come_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -344,7 +344,7 @@ EXAMPLES = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(EXAMPLES)
 def test_own_form_loses_nothing(tmp_path_factory: pytest.TempPathFactory, examples: list[Example]) -> None:
     path = tmp_path_factory.mktemp("own") / "set.jsonl"
@@ -385,6 +385,27 @@ def test_wrong_examples(tmp_path: Path) -> None:
         read_examples(tmp_path / "none.jsonl")
 
 
+def test_empty_texts_of_a_training_set(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    empty = Negative(document_id="d", text="", source="generated", backend="rules")
+    rejected = empty.model_copy(update={"verdict": Verdict(reason="empty", judge="heuristics")})
+    cases = [
+        (" ", [Passage(text="y")], [], "query 'q' has an empty text"),
+        ("x", [Passage(document_id="d", text=" ")], [], "a passage of query 'q' has an empty text"),
+        ("x", [Passage(text="y")], [empty], "a passage of query 'q' has an empty text"),
+    ]
+    for text, positives, negatives, what in cases:
+        write_examples(
+            path, [Example(query=Query(id="q", text=text), positives=positives, negatives=negatives)]
+        )
+        with pytest.raises(DataError, match=f"set.jsonl:1: {what}"):
+            read_examples(path)
+        assert read_examples(path, skip_bad=True) == []
+    kept = [Example(query=Query(id="q", text="x"), positives=[Passage(text="y")], negatives=[rejected])]
+    write_examples(path, kept)
+    assert read_examples(path) == kept  # what was rejected for it can still be read
+
+
 # --- Other tools ----------------------------------------------------------------------------------------
 
 
@@ -416,7 +437,7 @@ PLAINS = st.lists(PLAIN, max_size=3, unique_by=lambda example: example.query.tex
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "own"])
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(examples=PLAINS)
 def test_texts_come_back(
     tmp_path_factory: pytest.TempPathFactory, format: str, examples: list[Example]
@@ -436,7 +457,7 @@ def test_texts_come_back(
         assert [e.query.metadata for e in back] == [e.query.metadata for e in examples]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(EXAMPLES)
 def test_tevatron_keeps_ids_and_titles(
     tmp_path_factory: pytest.TempPathFactory, examples: list[Example]

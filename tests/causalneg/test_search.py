@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -50,6 +50,7 @@ def coarse(rows: int, dim: int) -> st.SearchStrategy[np.ndarray]:
 COARSE = st.integers(1, 4).flatmap(lambda dim: st.tuples(coarse(4, dim), coarse(90, dim)))
 
 
+@settings(deadline=None)
 @given(COARSE, st.integers(1, 50), st.sampled_from([1, 7, 64]), st.sampled_from([(), ("cpu", "cpu", "cpu")]))
 def test_exact_is_brute_force_with_many_ties(
     pair: tuple[np.ndarray, np.ndarray], k: int, block: int, devices: tuple[str, ...]
@@ -209,6 +210,31 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
         assert (done.returncode == 0) is enough, done.stderr
 
 
+MILLION = """
+import resource
+import numpy as np
+from causalneg.search import search
+documents = np.empty((1_000_000, 512), dtype=np.float32)
+draw = np.random.default_rng(0)
+for start in range(0, len(documents), 10_000):
+    rows = draw.standard_normal((10_000, 512), dtype=np.float32)
+    documents[start : start + 10_000] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+queries = documents[::5_000].copy()
+scores, found = search(queries, documents, 100)
+assert (found[:, 0] == np.arange(200) * 5_000).all()
+assert (np.diff(scores) <= 0).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_passages_fit_in_four_gigabytes() -> None:
+    """Everything the process ever held: 2.05 GB of embeddings, the libraries, and the search."""
+    done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 1_000_000 * 512 * 4 < int(done.stdout) < 4e9
+
+
 # --- BM25 ------------------------------------------------------------------------------------------------
 
 TEXTS = ["red fox runs", "fox fox den", "blue whale swims deep", "red red red whale", "nothing here"]
@@ -229,6 +255,7 @@ def bm25(query: str, texts: list[str], k1: float, b: float) -> list[float]:
     return out
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from(["red", "fox", "whale", "den", "sea"]), min_size=1), min_size=1, max_size=9
@@ -300,3 +327,10 @@ def test_bm25_on_real_text(shared: Path, name: str, known: dict[str, float]) -> 
         scores, rows = index.search([query.text for query in queries], 100)
         run = as_run([query.id for query in queries], list(data.index), scores, rows)
         assert plain <= retrieval_metrics(run, data.qrels[split]).mean["ndcg@10"] <= plain + 0.06
+
+
+def test_the_commands_do_not_bring_along_what_engine_processes_cannot_start_beside() -> None:
+    """numba comes with bm25s; vLLM's processes read the modules of the main script again, and stop at it."""
+    names = "causalneg.cli, causalneg.commands, causalneg.training, causalneg.generation.model_set"
+    code = f"import sys, {names}; sys.exit('bm25s' in sys.modules or 'numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

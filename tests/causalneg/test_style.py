@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalneg.generation.style import (
@@ -60,6 +60,7 @@ def test_the_same_draws_give_the_same_text() -> None:
     assert len({stylise(TEXT, 1.0, random.Random(seed)) for seed in range(20)}) > 10
 
 
+@settings(deadline=None)
 @given(st.text(), st.floats(0, 1), st.integers(0, 1000))
 def test_strip_undoes_stylise_on_any_text(text: str, strength: float, seed: int) -> None:
     assert strip_style(text) == text
@@ -69,6 +70,7 @@ def test_strip_undoes_stylise_on_any_text(text: str, strength: float, seed: int)
 WORDS = st.sampled_from('The the Mira in In U.S. Mr. e.g. end. so? no! (it it.) 5. a. I. "So "'.split())
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, max_size=12), st.integers(0, 1000))
 def test_strip_undoes_stylise_on_awkward_sentences(words: list[str], seed: int) -> None:
     text = " ".join(words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
@@ -83,6 +83,7 @@ QRELS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(RUNS, QRELS)
 def test_equals_the_reference(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> None:
     answerable = {query for query, grades in qrels.items() if max(grades.values(), default=0) > 0}
@@ -103,6 +104,7 @@ def test_equals_the_reference(run: dict[str, dict[str, float]], qrels: dict[str,
     assert metrics.missing == sum(not run.get(query) for query in answerable)
 
 
+@settings(deadline=None)
 @given(RUNS, QRELS)
 def test_a_run_file_gives_the_same_metrics(
     tmp_path_factory: pytest.TempPathFactory,
