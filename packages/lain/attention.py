@@ -107,6 +107,9 @@ class TargetAttention(nn.Module):
         """Attend over the spans and the prompts."""
         plain = self.query(target)
         query, shift = length.query(self.branch, plain), length.key_shift(self.branch)
+        temperature = length.temperature(self.branch)
+        if temperature is not None:  # on the queries, of which there are fewer than logits
+            plain, query = plain / temperature[:, None], query / temperature[:, None]
         keys = self._split(self.key(table))
         prompts = length.prompts(self.branch, torch.cat([self.key.weight, self.value.weight]))
         if prompts is None:
@@ -122,11 +125,9 @@ class TargetAttention(nn.Module):
         root = keys.shape[-1] ** 0.5
         logits, prompt_logits = logits / root, prompt_logits / root
         if length.prompt_offset is not None:
-            prompt_logits = prompt_logits + length.prompt_offset
-        temperature = length.temperature(self.branch)
-        if temperature is not None:
-            logits = logits / temperature.index_select(0, spans.row)[:, None]
-            prompt_logits = prompt_logits / temperature[:, None, None]
+            offset = length.prompt_offset
+            offset = offset if temperature is None else (offset / temperature)[:, None, None]
+            prompt_logits = prompt_logits + offset
         weight, of_prompts = span_softmax_with(logits, prompt_logits, spans)
         mixed = span_sum(weight, self._split(self.value(table)), spans)
         mixed = mixed + (of_prompts[..., None] * prompt_values).sum(1)

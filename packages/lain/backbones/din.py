@@ -127,12 +127,14 @@ class DIN(Backbone):
         prompt_weight = prompt_weight.view(*prompts.shape[:2], 1)
         if length.prompt_offset is not None:
             prompt_weight = prompt_weight * length.prompt_offset.exp()
-        temperature = length.temperature("long")
-        if temperature is not None:
-            weight = weight / temperature.index_select(0, spans.row)[:, None]
-            prompt_weight = prompt_weight / temperature[:, None, None]
         interest = span_sum(weight, table[:, None], spans)[:, 0] + (prompt_weight * prompts).sum(1)
-        record = AttentionRecord(weight.detach(), spans, prompt_weight.detach())
+        weight, prompt_weight = weight.detach(), prompt_weight.detach()
+        temperature = length.temperature("long")
+        if temperature is not None:  # on the sums, of which there are fewer than weights
+            interest = interest / temperature[:, None]
+            weight = weight / temperature.detach().index_select(0, spans.row)[:, None]
+            prompt_weight = prompt_weight / temperature.detach()[:, None, None]
+        record = AttentionRecord(weight, spans, prompt_weight)
         return Interests(interest, attention={"long": record})
 
     def _of_query(

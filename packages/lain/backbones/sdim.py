@@ -96,7 +96,7 @@ class SDIM(Backbone):
         if prompts is not None:
             of_prompt = torch.unflatten(self.signature(prompts.flatten(0, 1)), 0, prompts.shape[:2])
             meets = (of_prompt == of_target[:, None]).to(prompts.dtype)
-            of_prompts = torch.einsum("iph,ipd->hid", meets, prompts)
+            of_prompts = torch.einsum("iph,ipd->hid", meets, prompts).unbind()
         long = torch.zeros_like(target)
         for m in range(self.hashes):
             met = spans.select(of_item[:, m][spans.index] == of_target[:, m][spans.row])
