@@ -327,6 +327,38 @@ def test_several_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert len(caught.value.messages) == 4
 
 
+def test_a_missing_column_does_not_hide_a_wrong_value_elsewhere(tmp_path: Path) -> None:
+    frames = reczoo_frames()
+    for apply in (
+        drop("train", "seq_len"),
+        drop("item_info", "cate_id"),
+        change("valid", "is_click", 2, 3),
+        change("test", "item_index", 1, 100),
+    ):
+        apply(frames)
+    with pytest.raises(DataError) as caught:
+        prepare("reczoo", reczoo_folder(tmp_path / "source", frames), tmp_path / "out")
+    wanted = (
+        ("train.parquet", "column 'seq_len' is missing"),
+        ("item_info.parquet", "column 'cate_id' is missing"),
+        ("valid.parquet", "column 'is_click', row 2: a label must be 0 or 1, got 3"),
+        ("test.parquet", "column 'item_index', row 1: 100 is outside 1 to"),
+    )
+    for message, (file, line) in zip(caught.value.messages, wanted, strict=True):
+        assert f"{file}: {line}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_does_not_hide_a_mistake_in_the_schema(tmp_path: Path) -> None:
+    source = reczoo_folder(tmp_path / "source", reczoo_frames(), SCHEMA.replace("is_click", "1.5"))
+    (source / "test.parquet").unlink()
+    with pytest.raises(ConfigError) as caught:
+        prepare("reczoo", source, tmp_path / "out")
+    assert len(caught.value.messages) == 2
+    assert "test.parquet: missing" in caught.value.messages[0]
+    assert "columns.label" in caught.value.messages[1]
+
+
 def test_missing_columns_of_several_files_are_reported_together(tmp_path: Path) -> None:
     frames = reczoo_frames()
     for apply in (drop("train", "seq_len"), drop("user_info", "age"), as_text("test", "is_click")):

@@ -28,7 +28,7 @@ Without ``size`` the largest value plus one is taken, without ``width`` the long
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,7 @@ def prepare_reczoo(source: Path, out: Path, schema_file: Path | None, progress: 
         ConfigError: The schema has mistakes.
         DataError: The files have mistakes.
     """
-    require_files(source, FILES, "reczoo")
-    schema = load(Schema, schema_file or source / "schema.yaml")
+    schema = _schema(source, schema_file or source / "schema.yaml")
     opened = _open(source, schema, progress)
     sequence = _sequence_lengths(opened)
     writer = StoreWriter(
@@ -190,6 +189,23 @@ def prepare_reczoo(source: Path, out: Path, schema_file: Path | None, progress: 
         opened.mistakes.raise_all()
 
 
+def _schema(source: Path, file: Path) -> Schema:
+    """Read the schema; what is missing in the source folder and what is wrong in the schema come together."""
+    missing: tuple[str, ...] = ()
+    try:
+        require_files(source, FILES, "reczoo")
+    except DataError as error:
+        if not file.is_file():
+            raise
+        missing = error.messages
+    try:
+        schema = load(Schema, file)
+    except ConfigError as error:
+        raise ConfigError(*missing, *error.messages) from error
+    DataError.raise_if(missing)
+    return schema
+
+
 def _open(source: Path, schema: Schema, progress: Progress) -> _Source:
     """Open all files, check columns and types, and find the widths."""
     mistakes = Mistakes()
@@ -200,12 +216,16 @@ def _open(source: Path, schema: Schema, progress: Progress) -> _Source:
     items, users = table("item_info"), table("user_info")
     splits = {name: table(name) for name in SPLITS if (source / f"{name}.parquet").is_file()}
     columns = schema.columns
-    items.require(columns.item, is_whole, "whole numbers")
-    users.require(columns.history, is_whole_list, "lists of whole numbers")
-    for split in splits.values():
-        for column in (columns.user, columns.item, columns.length):
-            split.require(column, is_whole, "whole numbers")
-        split.require(columns.label, is_number, "0 and 1")
+    readable = [items.require(columns.item, is_whole, "whole numbers")]
+    readable.append(users.require(columns.history, is_whole_list, "lists of whole numbers"))
+    sound = []
+    for name, split in splits.items():
+        there = [
+            split.require(c, is_whole, "whole numbers") for c in (columns.user, columns.item, columns.length)
+        ]
+        there.append(split.require(columns.label, is_number, "0 and 1"))
+        if all(there):
+            sound.append(name)
     kinds = {
         "categorical": (is_whole, "whole numbers"),
         "list": (is_whole_list, "lists of whole numbers"),
@@ -224,12 +244,26 @@ def _open(source: Path, schema: Schema, progress: Progress) -> _Source:
         there = [t.require(column, *kinds[feature.kind]) for t in tables[feature.source]]
         if all(there):
             usable[name] = tables[feature.source]
+    if mistakes and all(readable):
+        _check_values(_Source(schema, items, users, splits, (), mistakes), sound)
     mistakes.raise_all()
     features = [
         Feature(name, f.source, f.kind, f.size or 0, f.width or _width(name, f, usable.get(name, [])))
         for name, f in schema.features.items()
     ]
     return _Source(schema, items, users, splits, tuple(features), mistakes)
+
+
+def _check_values(opened: _Source, sound: Iterable[str]) -> None:
+    """Note what is wrong in the rows of splits that have their columns, where other tables lack some."""
+    try:
+        sequence = _sequence_lengths(opened)
+        for name in sound if len(sequence) else ():
+            for _ in _rows(opened, name, sequence):
+                pass
+    except DataError as error:
+        for message in error.messages:
+            opened.mistakes.add(message)
 
 
 def _width(name: str, feature: FeatureColumn, tables: list[Table]) -> int:
@@ -346,10 +380,17 @@ def _write_users(opened: _Source, store: StoreWriter, sequence: Int[np.ndarray, 
 
 
 def _write_split(opened: _Source, store: StoreWriter, name: str, sequence: Int[np.ndarray, " users"]) -> None:
+    split = store.split(name, opened.splits[name].rows)
+    for rows in _rows(opened, name, sequence):
+        if not opened.mistakes:
+            split.append(**rows)
+
+
+def _rows(opened: _Source, name: str, sequence: Int[np.ndarray, " users"]) -> Iterator[dict[str, Any]]:
+    """The rows of a split in pieces, as :meth:`SplitWriter.append` takes them; mistakes are noted."""
     table, columns, features = opened.splits[name], opened.schema.columns, opened.of("context")
     wanted = [columns.user, columns.item, columns.length, columns.label]
     wanted.extend(opened.column(feature) for feature in features)
-    split = store.split(name, table.rows)
     for first, piece in table.pieces(wanted, _rows_at_once(features)):
         user = table.integers(columns.user, piece.column(columns.user), first, 0, len(sequence) - 1)
         item = table.integers(columns.item, piece.column(columns.item), first, 1, opened.items.rows - 1)
@@ -364,5 +405,11 @@ def _write_split(opened: _Source, store: StoreWriter, name: str, sequence: Int[n
             )
             for feature in features
         }
-        if not opened.mistakes:
-            split.append(user=user, item=item, end=length, length=length, label=label, context=context)
+        yield {
+            "user": user,
+            "item": item,
+            "end": length,
+            "length": length,
+            "label": label,
+            "context": context,
+        }
