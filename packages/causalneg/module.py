@@ -158,6 +158,21 @@ class DiagnoseConfig:
 
 
 @dataclass
+class RetrievalFit(FitConfig):
+    """As :class:`common.fit.FitConfig`; by default one epoch, judged by the nDCG@10 of the validation split.
+
+    Args:
+        epochs: Most passes over the training queries.
+        patience: Validations without a better one before training stops; 0 never stops it.
+        monitor: The figure that decides which weights are kept.
+    """
+
+    epochs: int = 1
+    patience: int = 0
+    monitor: str = "valid/ndcg@10"
+
+
+@dataclass
 class TrackingConfig:
     """Where the figures of a run go besides its folder.
 
@@ -218,7 +233,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
-    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=1, patience=0, monitor="valid/ndcg@10"))
+    fit: RetrievalFit = field(default_factory=RetrievalFit)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

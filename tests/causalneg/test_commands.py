@@ -145,6 +145,13 @@ def test_training_lowers_its_loss(config: Path, home: Path) -> None:
     assert np.mean(losses[-tenth:]) < np.mean(losses[:tenth])
 
 
+def test_one_setting_of_fit_leaves_the_others_as_they_are(config: Path) -> None:
+    whole = yaml.safe_load(causalneg("train", config, "--dry-run").output)["fit"]
+    changed = yaml.safe_load(causalneg("train", config, "fit.epochs=3", "--dry-run").output)["fit"]
+    assert (whole["patience"], whole["monitor"]) == (0, "valid/ndcg@10")
+    assert changed == {**whole, "epochs": 3}
+
+
 def test_the_same_command_twice_trains_once(config: Path, run: Path) -> None:
     before = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     assert works("train", config, *SMALL, "loss.entropy_weight=0.05") == str(run)

@@ -303,37 +303,54 @@ def test_report(tmp_path: Path) -> None:
 
 
 def mine_all(folder: Path, out: Path) -> None:
-    """Random picks under several rules from the data in a folder."""
+    """Random picks under several rules from the data in a folder, by words and by embeddings."""
     dataset = read_dataset(folder)
-    found = candidates_bm25(dataset, "train", 20)
+    queries, documents = (np.load(folder / f"{name}.npy") for name in ("queries", "documents"))
     rules = MiningRules(count=5, depth=20, pick="random", relative_margin=0.95, distinct=0.6)
-    examples, report = mine(dataset, "train", found, rules, seed=3)
-    write_examples(out, examples)
-    out.with_suffix(".report").write_text(report.to_json())
+    for name, found in (
+        ("bm25", candidates_bm25(dataset, "train", 20)),
+        ("dense", candidates_dense(dataset, "train", queries, documents, 20)),
+    ):
+        examples, report = mine(dataset, "train", found, rules, seed=3)
+        write_examples(out / name, examples)
+        (out / f"{name}.report").write_text(report.to_json())
 
 
-def test_hash_seeds_change_nothing(tmp_path: Path) -> None:
+def test_other_machines_mine_the_same(tmp_path: Path) -> None:
+    """Another hash seed, more threads, and a processor without its vector instructions."""
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{word}" for word in rng.integers(0, 20, 12)) for _ in range(60)]
     documents = [Document(id=f"d{row}", text=text) for row, text in enumerate(texts)]
     queries = [Query(id=f"q{at}", text=" ".join(texts[at].split()[3:9])) for at in range(10)]
     qrels = {"train": {f"q{at}": {f"d{at}": 1, f"d{at + 20}": 1} for at in range(10)}}
     write_dataset(tmp_path / "data", documents, queries, qrels)
+    vectors = rng.standard_normal((60, 96)).astype(np.float32)
+    np.save(tmp_path / "data" / "documents.npy", vectors)
+    np.save(tmp_path / "data" / "queries.npy", vectors[:10] + vectors[20:30])
     mine_all(tmp_path / "data", tmp_path / "here")
     script = inspect.getsource(mine_all)
     lines = [
         "import sys",
         "from pathlib import Path",
+        "import numpy as np",
         "from causalneg.formats import read_dataset, write_examples",
-        "from causalneg.mining import MiningRules, candidates_bm25, mine",
+        "from causalneg.mining import MiningRules, candidates_bm25, candidates_dense, mine",
         script,
         "mine_all(Path(sys.argv[1]), Path(sys.argv[2]))",
     ]
     command = [sys.executable, "-c", "\n".join(lines), str(tmp_path / "data"), str(tmp_path / "there")]
-    subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "12345"}, check=True)
-    for end in ("", ".report"):
-        assert (tmp_path / f"here{end}").read_bytes() == (tmp_path / f"there{end}").read_bytes()
-    assert (tmp_path / "here").read_bytes().count(b'"rank"') > 20
+    there = {
+        "PYTHONHASHSEED": "12345",
+        "OMP_NUM_THREADS": "3",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(np.show_config(mode="dicts")["SIMD Extensions"]["found"]),
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+    }
+    subprocess.run(command, env=os.environ | there, check=True)
+    for name in ("bm25", "dense"):
+        for file in (name, f"{name}.report"):
+            assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
+        assert (tmp_path / "here" / name).read_bytes().count(b'"rank"') > 20
 
 
 def test_real_text(shared: Path) -> None:
