@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,13 +75,13 @@ def check(right: bool, what: str) -> None:
 
 
 def prepare(work: Path, pairs: int) -> None:
-    """World, mined set and model, made once."""
-    data = work / "world"
-    if not data.is_dir():
+    """World, mined set and model, made once; the former two again for other numbers of pairs."""
+    data, mined, made = work / "world", work / "mined.jsonl", work / "pairs"
+    if not (made.is_file() and made.read_text() == str(pairs)):
+        shutil.rmtree(data, ignore_errors=True)
         make_world(WorldConfig(passages=800, questions=int(pairs * 2.4)), data)
-    mined = work / "mined.jsonl"
-    if not mined.is_file():
-        mine_set(data, mined, split="train", rules=MiningRules(count=2))
+        atomic_write(made, str(pairs))
+    mine_set(data, mined, split="train", rules=MiningRules(count=2))
     if not (work / MODEL).is_dir():
         dataset = read_dataset(data, splits=[])
         texts = [d.content for d in dataset.documents] + [q.text for q in dataset.queries.values()]

@@ -61,7 +61,7 @@ def make_model(
         tokenizer: Its tokenizer.
         width: Width of the hidden states.
         layers: Number of layers.
-        heads: Number of heads; half as many for keys and values.
+        heads: Number of heads; half as many for keys and values, if they are even.
         inner: Width inside the layers.
         context: Longest text, in tokens.
         seed: Of the weights.
@@ -73,7 +73,7 @@ def make_model(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2),
+        num_key_value_heads=heads if heads % 2 else heads // 2,
         head_dim=width // heads,
         intermediate_size=inner,
         max_position_embeddings=context,
