@@ -114,6 +114,7 @@ class FaultServer:
     async def _start(self) -> asyncio.Server:
         self._gate = asyncio.Semaphore(self._pool)
         self._connections: set[asyncio.Task[None]] = set()
+        self._readers: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
         return await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
     def __exit__(
@@ -134,6 +135,7 @@ class FaultServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._readers[writer] = reader
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -145,6 +147,7 @@ class FaultServer:
             pass
         finally:
             self._connections.discard(task)
+            del self._readers[writer]
             writer.close()
 
     async def _reply(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -203,7 +206,8 @@ class FaultServer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         if what == "stall":
-            await asyncio.sleep(3600)
+            await self._readers[writer].read()  # until the client hangs up
+            return False
         right = right_answer(asked["messages"])
         text, finish = right, "stop"
         if what == "cut":

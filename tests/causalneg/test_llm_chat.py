@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import string
+import weakref
 
 import pytest
 from hypothesis import given
@@ -96,6 +98,23 @@ def test_what_is_no_answer_says_why(text: str, cut: bool, kind: str) -> None:
     with pytest.raises(BadAnswerError) as caught:
         read_answer(text, Analysis, cut=cut)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("shape", [Analysis, Drafts, Rewritten])
+def test_nothing_of_a_wrong_answer_stays_in_memory(shape: type[BaseModel]) -> None:
+    class Call:
+        pass
+
+    def ask(call: Call) -> None:
+        with pytest.raises(BadAnswerError):
+            read_answer('{"answer": 42}', shape)
+
+    call = Call()
+    left = weakref.ref(call)
+    ask(call)
+    del call
+    gc.collect()
+    assert left() is None
 
 
 def test_of_a_cut_answer_the_whole_parts_are_kept_when_asked_for() -> None:

@@ -240,12 +240,14 @@ def read_answer(
     text = _THOUGHT.sub("", text).strip()
     if not text:
         raise BadAnswerError("cut answer" if cut else "empty answer", "the model wrote nothing")
-    wrong: ValidationError | None = None
+    # Its words and not the error: that holds a validator's own error, whose traceback holds this frame, and
+    # the garbage collector cannot see into it. Kept here, it would keep every wrong answer and its request.
+    wrong: str | None = None
     for value in _objects(text):
         try:
             return _validate(value, shape), True
         except ValidationError as error:
-            wrong = wrong or error
+            wrong = wrong or _describe(error)
     start = text.find("{")
     if start >= 0 and (cut or wrong is None):
         if salvage:
@@ -257,7 +259,7 @@ def read_answer(
         if cut or _is_open(text[start:]):
             raise BadAnswerError("cut answer", f"stopped after {len(text)} characters")
     if wrong is not None:
-        raise BadAnswerError("wrong schema", _describe(wrong))
+        raise BadAnswerError("wrong schema", wrong)
     raise BadAnswerError("not json", f"no JSON object in {len(text)} characters")
 
 
