@@ -238,7 +238,7 @@ def generate(
         said = generate_model_set(
             data, mined, out, backend=backend, settings=model_settings(model), both_voices=both_voices,
             voices_per_query=voices_per_query, limit=limit, retry_failed=retry_failed, seed=seed,
-            progress=not quiet, show_first=dry_run,
+            skip_bad=skip_bad, tell=_tell, progress=not quiet, show_first=dry_run,
         )  # fmt: skip
         click.echo(said)
         if not dry_run:
@@ -298,8 +298,16 @@ def verify(
         click.echo(to_yaml({"data": data, "examples": examples, "out": out, "rejected": rejected}), nl=False)
         return
     if any(model.values()):
-        settings = model_settings(model)
-        click.echo(judge_set(data, examples, out, backend=backend, settings=settings, skip_bad=skip_bad))
+        counts = judge_set(
+            data,
+            examples,
+            out,
+            backend=backend,
+            settings=model_settings(model),
+            skip_bad=skip_bad,
+            tell=_tell,
+        )
+        click.echo(counts)
         click.echo(out)
         return
     click.echo(verify_set(data, examples, out, skip_bad=skip_bad, tell=_tell))

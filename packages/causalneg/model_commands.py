@@ -13,6 +13,7 @@ from common.config import load
 from common.errors import DataError
 
 if TYPE_CHECKING:
+    from causalneg.formats import Report
     from causalneg.generation.model_set import ModelSettings
     from causalneg.schema import Example
 
@@ -74,6 +75,8 @@ def generate_model_set(
     limit: int | None = None,
     retry_failed: bool = False,
     seed: int = 0,
+    skip_bad: bool = False,
+    tell: Report | None = None,
     progress: bool = False,
     show_first: bool = False,
 ) -> str:
@@ -90,6 +93,8 @@ def generate_model_set(
         limit: Only the first so many queries.
         retry_failed: Whether pairs are tried again whose failure is in the journal.
         seed: Decides every choice of the writer.
+        skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
         progress: Whether to show a progress bar.
         show_first: Return both prompts for the first pair, and write nothing.
 
@@ -105,8 +110,8 @@ def generate_model_set(
     from causalneg.formats import read_dataset, read_examples
     from causalneg.generation.model_set import preview_prompts, write_model_set
 
-    dataset = read_dataset(data, splits=[])
-    source: list[Example] = read_examples(mined)[:limit]
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
+    source: list[Example] = read_examples(mined, skip_bad=skip_bad, report=tell)[:limit]
     if not source:
         raise DataError(f"{mined}: holds no examples, so there is nothing to write negatives for")
     if show_first:
@@ -127,7 +132,14 @@ def generate_model_set(
 
 
 def judge_set(
-    data: Path, examples: Path, out: Path, *, backend: str, settings: ModelSettings, skip_bad: bool = False
+    data: Path,
+    examples: Path,
+    out: Path,
+    *,
+    backend: str,
+    settings: ModelSettings,
+    skip_bad: bool = False,
+    tell: Report | None = None,
 ) -> str:
     """Verify the written negatives of a set and ask a judge; what both call valid goes to ``out``.
 
@@ -138,6 +150,7 @@ def judge_set(
         backend: Where a judge runs that is a language model.
         settings: Who judges.
         skip_bad: Whether malformed lines are left out.
+        tell: Told how many were.
 
     Returns:
         The counts of verifier and judge in Markdown.
@@ -152,8 +165,9 @@ def judge_set(
     from causalneg.generation.model_set import review_set
     from causalneg.generation.verify import verify
 
-    dataset = read_dataset(data, splits=[])
-    checked = verify(read_examples(examples, skip_bad=skip_bad), dataset, world=find_world(data))
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
+    found = read_examples(examples, skip_bad=skip_bad, report=tell)
+    checked = verify(found, dataset, world=find_world(data))
     reviewed = review_set(checked, dataset, out, backend=backend, settings=settings)
     write_examples(beside(out, ".rejected.jsonl"), reviewed.checked.rejected)
     write_examples(out, reviewed.checked.kept)

@@ -113,6 +113,20 @@ def test_a_pair_without_a_positive_fails_without_a_call() -> None:
     assert backend.asked == []
 
 
+def test_a_pair_that_fails_without_a_call_counts_as_finished_once(tmp_path: Path) -> None:
+    path = tmp_path / "set.journal"
+    pairs = [pair(1), Pair(Query(id="q", text="?"), Document(id="d", text=""))]
+    for _ in range(2):
+        writer = LLMWriter(Answering(right_answer))
+        with open_journal(path, writer) as journal:
+            writer.keep(journal)
+            made = generate_with_model(pairs, writer, report=lambda line: None)
+        assert made.failures == {"nothing to show": 1}
+    shown = status(path)
+    assert re.search(r"pairs finished +\| +2 of 2 \(100\.0%\)", shown)
+    assert path.read_text().count("nothing to show") == 1
+
+
 CUT = {"cut at the longest passage": 1}
 
 
@@ -193,6 +207,7 @@ def test_what_the_server_finds_too_long_is_shown_shorter() -> None:
         [Pair(pair(1).query, Document(id="d", text=text))], LLMWriter(backend), report=lambda line: None
     )
     assert len(made.examples[0].negatives) == 3
+    assert made.cut == 1
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
