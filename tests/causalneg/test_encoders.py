@@ -142,6 +142,45 @@ def test_sentence_transformers_gives_the_same_vectors(encoder: Encoder, tmp_path
     assert files <= {".json", ".safetensors", ".jinja"}
 
 
+@pytest.mark.parametrize("options", [{}, {"lora": {"r": 2}}, {"pooling": "cls", "query_prompt": "q: "}])
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_folders_of_others_are_read(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """What sentence-transformers takes from us, or saves itself, is taken back; without its notes too."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = transformer(FAMILIES[family][0], **options)
+    encoder.export_sentence_transformers(tmp_path / "exported")
+    again = load_encoder(tmp_path / "exported")
+    SentenceTransformer(str(tmp_path / "exported"), device="cpu").save(str(tmp_path / "theirs"))
+    for other in (again, load_encoder(tmp_path / "theirs")):
+        assert other.max_tokens == encoder.max_tokens
+        for query in (True, False):
+            np.testing.assert_allclose(
+                vectors(other, CORPUS, query=query), vectors(encoder, CORPUS, query=query), atol=2e-6
+            )
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (tmp_path / "exported" / name).unlink()
+    plain: Any = load_encoder(tmp_path / "exported")
+    assert (plain.pooling, plain.query_prompt) == ("last" if family == "qwen3" else "mean", "")
+    if not options:
+        np.testing.assert_allclose(vectors(plain, CORPUS), vectors(encoder, CORPUS), atol=2e-6)
+
+
+def test_what_cannot_be_read_of_others_is_named(tmp_path: Path) -> None:
+    small().export_sentence_transformers(tmp_path / "small")
+    with pytest.raises(DataError, match=r"modules.json: has a module '\w+', which cannot be read here"):
+        load_encoder(tmp_path / "small")
+    folder = tmp_path / "bert"
+    transformer(BERT).export_sentence_transformers(folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode": "max"}))
+    with pytest.raises(DataError, match="pools by max; here there is mean, last token and first token"):
+        load_encoder(folder)
+    (folder / "modules.json").write_text("[{}]")
+    with pytest.raises(DataError, match="does not list modules"):
+        load_encoder(folder)
+
+
 def test_every_trainable_weight_is_in_one_group(encoder: Encoder) -> None:
     grouped = [id(p) for group in encoder.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in encoder.parameters() if p.requires_grad)

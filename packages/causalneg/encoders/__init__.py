@@ -75,17 +75,25 @@ def build_encoder(kind: str, options: Mapping[str, Any], *, texts: Sequence[str]
 
 
 def load_encoder(folder: Path | str) -> Encoder:
-    """Read an encoder that :meth:`Encoder.save` wrote.
+    """Read an encoder that :meth:`Encoder.save` wrote, or a transformer as others leave it.
 
     Args:
-        folder: Its folder.
+        folder: Its folder; also that of a model of Hugging Face or sentence-transformers.
 
     Raises:
         DataError: The folder holds no encoder, or a broken one.
     """
     folder = Path(folder)
-    settings = read_json(folder / CONFIG_FILE)
+    foreign = (folder / "modules.json").is_file()
+    settings = {} if foreign else read_json(folder / CONFIG_FILE)
     kind = settings.pop("causalneg_encoder", None)
+    if foreign or (kind is None and "model_type" in settings):
+        from causalneg.encoders.transformer import HFEncoder
+
+        try:
+            return HFEncoder.read_hub_folder(folder)
+        except ValueError as error:
+            raise DataError(f"{folder}: {error}") from error
     if kind is None:
         raise DataError(f"{folder / CONFIG_FILE}: says nothing of a kind of encoder; was it saved by train?")
     if kind not in KINDS:

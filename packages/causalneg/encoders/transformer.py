@@ -57,6 +57,7 @@ _SHIFTED = frozenset(
 _ATTENTION = "causalneg_packed"
 _MODEL_CONFIG = "model_config.json"
 _TOKENIZER = "tokenizer"
+_MODULES = "modules.json"
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -289,6 +290,41 @@ class HFEncoder(Encoder):
             trust_remote_code=trust_remote_code,
         )
 
+    @classmethod
+    def read_hub_folder(cls, folder: Path) -> HFEncoder:
+        """A model's folder as Hugging Face or sentence-transformers leave it: not trained by us, or exported.
+
+        Pooling, prompts and the longest text are those that sentence-transformers noted; where it did not,
+        those that :meth:`build` takes by default.
+
+        Args:
+            folder: Holds the model's files, and ``modules.json`` where it is of sentence-transformers.
+
+        Raises:
+            DataError: A file is missing, or the folder holds a module that cannot be read here.
+        """
+        found: dict[str, Any] = {}
+        parts = _modules(folder)
+        for kind, path in parts:
+            if kind == "Pooling":
+                found["pooling"] = _pooling(path / CONFIG_FILE)
+            elif kind not in ("Transformer", "Normalize"):
+                raise DataError(f"{folder / _MODULES}: has a module '{kind}', which cannot be read here")
+        home = parts[0][1] if parts else folder
+        core = read_json(home / CONFIG_FILE)
+        limit = core.get("max_position_embeddings") or 512
+        found["max_tokens"] = min(512, limit - 2 if core.get("model_type") in _SHIFTED else limit)
+        if parts:
+            found["append_eos"] = False  # the tokenizer says itself how a text ends
+            length = _noted(home / "sentence_bert_config.json", "max_seq_length")
+            length = length or _noted(home / "tokenizer_config.json", "model_max_length")
+            if isinstance(length, int) and length <= limit:
+                found["max_tokens"] = length
+            prompts = _noted(folder / "config_sentence_transformers.json", "prompts") or {}
+            found["query_prompt"] = prompts.get("query") or ""
+            found["document_prompt"] = prompts.get("document") or prompts.get("passage") or ""
+        return cls.build(model=home, offline=True, **found)
+
     def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         ask: Any = self.tokenizer
         values: list[np.ndarray] = []  # arrays, batch by batch: lists of numbers take ten times the memory
@@ -445,6 +481,40 @@ class HFEncoder(Encoder):
         write_pooling(folder / "1_Pooling", self.dim, "lasttoken" if self.pooling == "last" else self.pooling)
         write_json(folder / "2_Normalize" / CONFIG_FILE, {})
         return [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of each module of sentence-transformers; none where it did not write the folder."""
+    path = folder / _MODULES
+    if not path.is_file():
+        return []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [(str(one["type"]).rpartition(".")[2], folder / one["path"]) for one in listed]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: does not list modules ({error}); export the model again") from error
+
+
+def _noted(path: Path, key: str) -> Any:
+    """What a file says under a key; None where it says nothing, or is not there."""
+    return read_json(path).get(key) if path.is_file() else None
+
+
+def _pooling(path: Path) -> Pooling:
+    """What the Pooling module of sentence-transformers does, in our words."""
+    config = read_json(path)
+    names: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+    flags = {
+        "cls": "pooling_mode_cls_token",
+        "mean": "pooling_mode_mean_tokens",
+        "lasttoken": "pooling_mode_lasttoken",
+    }
+    chosen = [name for name, flag in flags.items() if config.get(flag)] or [str(config.get("pooling_mode"))]
+    if len(chosen) != 1 or chosen[0] not in names:
+        raise DataError(
+            f"{path}: pools by {' and '.join(chosen)}; here there is mean, last token and first token"
+        )
+    return names[chosen[0]]
 
 
 def _core(model: Any) -> Any:
