@@ -345,7 +345,7 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
 @click.option(
     "--split", "splits", multiple=True, default=["test"], show_default=True, help="May be repeated."
 )
-@click.option("--encoder", type=FOLDER, help="An encoder folder instead of a RUN.")
+@click.option("--encoder", type=FOLDER, help="An encoder or Hugging Face folder instead of a RUN.")
 @click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
 @click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
 @INDEX
