@@ -143,7 +143,7 @@ def make_encoder(config: TrainConfig, dataset: Dataset) -> Encoder:
     if own.start is not None:
         return load_encoder(own.start)
     torch.manual_seed(config.seed)
-    texts = [d.content for d in dataset.documents] if own.kind != "transformer" else []
+    texts = [d.content for d in dataset.documents]
     return build_encoder(own.kind, {"seed": config.seed, **own.options}, texts=texts)
 
 

@@ -145,6 +145,27 @@ def test_training_lowers_its_loss(config: Path, home: Path) -> None:
     assert np.mean(losses[-tenth:]) < np.mean(losses[:tenth])
 
 
+def test_a_transformer_by_config_trains_with_adapters_and_cached_gradients(config: Path, home: Path) -> None:
+    """The same losses, step by step, as without the cache."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    model = {"model_type": "bert", **sizes, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    options = {"config": model, "vocabulary": 400, "max_tokens": 64, "lora": {"r": 4, "lora_dropout": 0.0}}
+    losses = []
+    for cached in (False, True):
+        folder = Path(
+            works(
+                "train", config, *SMALL[1:], f"encoder={{kind: transformer, options: {json.dumps(options)}}}",
+                "loss.in_batch=documents", "loss.entropy_weight=0.05", f"train.cached={str(cached).lower()}",
+                "train.chunk_tokens=500", "train.learning_rate=0.001", f"name=bert-{cached}",
+            )
+        )  # fmt: skip
+        with (folder / "metrics.csv").open() as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")])
+    assert len(losses[0]) > 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    works("evaluate", folder, "--data", home / "world", "--quiet")
+
+
 def test_one_setting_of_fit_leaves_the_others_as_they_are(config: Path) -> None:
     whole = yaml.safe_load(causalneg("train", config, "--dry-run").output)["fit"]
     changed = yaml.safe_load(causalneg("train", config, "fit.epochs=3", "--dry-run").output)["fit"]
