@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,17 +98,20 @@ def closed_port() -> str:
 def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
     world: Path, mined: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "set.jsonl"
+    # Without the world's facts the verifier goes by the words, as on anybody's data.
+    data, out = tmp_path / "plain", tmp_path / "set.jsonl"
+    shutil.copytree(world, data, ignore=shutil.ignore_patterns("world.json", "mixed"))
     prices = ("budget.prompt_price=2", "budget.completion_price=4")
     with FaultServer() as server:
         more = ["--limit", "24", "--judge", "llm", "--both-voices", "--voices-per-query", "1"]
-        result = causalneg("generate", world, mined, out, *asked(server.url, *prices, "wandb=offline"), *more)
+        result = causalneg("generate", data, mined, out, *asked(server.url, *prices, "wandb=offline"), *more)
         assert result.exit_code == 0, result.output
         assert result.stdout.splitlines()[-1] == str(out)
     kept, rejected = read_examples(out), read_examples(tmp_path / "set.rejected.jsonl")
     written = [n for e in (*kept, *rejected) for n in e.negatives]
     assert [e.query.id for e in kept] == [e.query.id for e in read_examples(mined)[:24]]
     assert len(written) == 3 * 24
+    assert sum(len(e.negatives) for e in kept) >= 24
     assert all(n.requirement and n.strategy and n.prompt_version and n.tokens and n.verdict for n in written)
     voices = read_examples(tmp_path / "set.voices.jsonl")
     assert {p.voice for e in voices for p in (*e.positives, *e.negatives)} == {"openai"}
@@ -126,7 +130,7 @@ def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
     assert json.loads((tmp_path / "set.card.json").read_text())["written"] == 72
     # W&B's own files, for the figures of the progress.
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    shown = causalneg("generate", world, mined, out, "--status").stdout
+    shown = causalneg("generate", data, mined, out, "--status").stdout
     for row in (
         r"pairs finished +\| +24 of 24 \(100\.0%\)",
         r"with negatives +\| +24",
@@ -137,7 +141,7 @@ def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
     ):
         assert re.search(row, shown), shown
     config = {
-        "data": str(world),
+        "data": str(data),
         "out": str(tmp_path / "runs"),
         "name": "run",
         "sets": [{"path": str(mined), "count": 3}, {"path": str(out), "count": 1}],
@@ -396,6 +400,22 @@ def test_the_budget_holds_for_writer_and_judge_together(world: Path, mined: Path
         assert "budget" not in second.stderr
         assert max(server.paid.values()) == 1
     assert len(read_examples(out)) == 12
+
+
+def test_rewritten_passages_are_judged_though_nobody_was_named(
+    world: Path, mined: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set.jsonl"
+    with FaultServer() as server:
+        more = asked(server.url, "--limit", "4", "--both-voices", "--voices-per-query", "2")
+        result = causalneg("generate", world, mined, out, *more)
+    assert result.exit_code == 0, result.output
+    assert "Judged by llm; only unchanged ones are kept." in result.stdout
+    assert "## The judge" not in result.stdout
+    assert read_totals(tmp_path / "set.judge.journal").steps["judge"] > 0
+    assert [len(e.negatives) for e in read_examples(tmp_path / "set.voices.jsonl")] == [2] * 4
+    negatives = [n for e in read_examples(tmp_path / "set.rejected.jsonl") for n in e.negatives]
+    assert "llm" not in {n.verdict.judge for n in negatives if n.verdict}
 
 
 def test_other_prompts_or_schema_begin_a_new_set_and_say_so(world: Path, mined: Path, tmp_path: Path) -> None:
