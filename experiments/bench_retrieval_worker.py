@@ -124,7 +124,7 @@ class TrainHouse(Side):
         self._tokenising = (time.perf_counter() - start) / len(examples)
         self._blocks = Blocks(len(examples), request["batch_size"])
         optim = OptimConfig(batch_size=request["batch_size"], cached=request["cached"])
-        loss = LossConfig(temperature=0.05, in_batch=True)
+        loss = LossConfig(temperature=0.05, in_batch="documents")
         self._module = RetrievalModule(encoder, loss=loss, optim=optim, steps=1)
         self._optimizer = encoder.optimizer(lr=5e-5)
         self._passes = 4 if request["cached"] else 3

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import torch
 
+from causalneg.arms import check_arms
 from causalneg.commands import beside, generate_set, mine_set
 from causalneg.formats import read_dataset, write_dataset
 from causalneg.generation.style import mixed_corpus
@@ -317,13 +318,21 @@ def resolve(study: RetrievalStudy, plan: list[RunSpec], fingerprint: str) -> lis
     """Complete every run's settings with the defaults of the training config, so that mistakes show at once.
 
     Paths of sets stay names: where things lie does not decide a result, the fingerprint does.
+
+    Raises:
+        ConfigError: A setting is wrong, or arms that are compared differ in more than negatives and
+            regulariser.
     """
     out = []
+    compared: dict[tuple[str, str], dict[str, TrainConfig]] = {}
     for spec in plan:
         own = {"encoder.kind": spec.backbone, "seed": spec.seed, "data": "prepared"}
         loaded = config.load(TrainConfig, None, base=nested(spec.config, own))
+        compared.setdefault((spec.backbone, spec.tag), {})[spec.arm] = loaded
         settings = {**config.to_dict(loaded), "data_fingerprint": fingerprint}
         out.append(dataclasses.replace(spec, config=settings))
+    for arms in compared.values():
+        check_arms(arms)
     return out
 
 

@@ -21,6 +21,7 @@ from causalneg.formats import Dataset, read_dataset
 from causalneg.generation.style import has_style, strip_style, stylise
 from causalneg.world import Fact, Need, Pattern, World, WorldConfig, make_world
 from causalneg.world.build import has_words_of
+from causalneg.world.communities import MEMBERS, _draw_names, name_capacity
 from causalneg.world.edits import EditStrategy
 from causalneg.world.language import kind_of, names_in, parse, read
 from causalneg.world.lexicon import ENTITY_KINDS, NAME_PARTS, RELATIONS, REMARKS
@@ -473,6 +474,13 @@ def test_a_folder_that_is_no_world_is_told(folder: Path, tmp_path: Path) -> None
         World.open(folder).need("x")
 
 
+def test_no_two_things_have_one_name() -> None:
+    for communities in (1, 333, name_capacity()):
+        drawn = _draw_names(communities, random.Random(0))
+        names = [name for members in drawn for found in members.values() for name in found]
+        assert len(names) == len(set(names)) == communities * sum(MEMBERS.values())
+
+
 @pytest.mark.slow
 def test_the_whole_world(tmp_path: Path) -> None:
     """The default world: sizes, and that no word of a test question is new to who has seen the rest."""
@@ -490,8 +498,11 @@ def test_the_whole_world(tmp_path: Path) -> None:
     kinds = Counter(query.metadata["kind"] for query in data.queries.values())
     assert min(kinds.values()) / 8_000 > 0.2
 
-    # Passages with all entities, relations and years of a question, bound otherwise, outnumber its answers.
     world = World.open(tmp_path / "world")
+    for query_id in data.queries:
+        need = world.need(query_id)
+        assert {str(found[SOUGHT]) for found in world.judge.solutions(need.patterns)} == set(need.answers)
+    # Passages with all entities, relations and years of a question, bound otherwise, outnumber its answers.
     said = {document.id: parse(document.text) for document in data.documents}
     stating: dict[str, set[str]] = {}
     for id, stated in said.items():

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import gcd
 
 from causalneg.world.language import FIRST_YEAR, LAST_YEAR, Fact
 from causalneg.world.lexicon import ENTITY_KINDS, NAME_PARTS, RELATIONS, Kind
@@ -69,13 +70,16 @@ def name_capacity() -> int:
 
 
 def _draw_names(communities: int, rng: random.Random) -> list[dict[Kind, list[str]]]:
-    """Names for each community. Every part of a name is used as often as any other, give or take one."""
+    """Names for each community, all different. Every part is used as often as any other, give or take one."""
     names: dict[Kind, list[str]] = {}
     for kind in ENTITY_KINDS:
         first, second = (rng.sample(parts, len(parts)) for parts in NAME_PARTS[kind])
+        # Where both numbers of parts have a common measure, so many rounds come back to the first pairs.
+        rounds = len(second) // gcd(len(first) + 1, len(second))
         drawn = [
-            f"{first[n % len(first)]} {second[(n + n // len(first)) % len(second)]}"
+            f"{first[n % len(first)]} {second[(n + turn + turn // rounds) % len(second)]}"
             for n in range(communities * MEMBERS[kind])
+            for turn in [n // len(first)]
         ]
         names[kind] = rng.sample(drawn, len(drawn))
     return [

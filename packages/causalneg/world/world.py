@@ -33,7 +33,7 @@ from causalneg.world.needs import Judge, Need, Pattern, Requirement, TextVerdict
 from common.errors import ConfigError, DataError
 from common.files import atomic_folder
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
