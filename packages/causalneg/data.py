@@ -151,6 +151,7 @@ class TrainingSet(Dataset[Batch]):
         known: All known positives per query id, as document ids, for masking them among in-batch candidates.
         voices: Rewritten passages by the key of the passage that they were made of.
         voice_share: Probability that a rewritten version stands in for its passage.
+        corpus: Token ids of all documents of ``dataset``, where they are known already.
         seed: Decides the draws.
 
     Raises:
@@ -167,6 +168,7 @@ class TrainingSet(Dataset[Batch]):
         known: Mapping[str, Sequence[str]] | None = None,
         voices: Mapping[Key, Passage] | None = None,
         voice_share: float = 0.5,
+        corpus: Ragged | None = None,
         seed: int = 0,
     ) -> None:
         if not 0 <= voice_share <= 1:
@@ -203,7 +205,7 @@ class TrainingSet(Dataset[Batch]):
         self.voice = np.full(len(passages), -1, dtype=np.int64)
         self.voice[list(spoken)] = list(spoken.values())
         self.texts = [resolve_passage(p, dataset) for p in passages]
-        self.documents = encoder.tokenize(self.texts, query=False)
+        self.documents = _tokens(passages, self.texts, encoder, dataset, corpus)
         self.queries = encoder.tokenize([e.query.text for e in self.examples], query=True)
         self.epoch = 0
 
@@ -239,6 +241,25 @@ class TrainingSet(Dataset[Batch]):
             known_row=_tensor(np.repeat(np.arange(len(rows)), known.lengths)),
             known_id=_tensor(known.values),
         )
+
+
+def _tokens(
+    passages: Sequence[Passage],
+    texts: Sequence[str],
+    encoder: Encoder,
+    dataset: Retrieval | None,
+    corpus: Ragged | None,
+) -> Ragged:
+    """Token ids of passages; those of whole documents are taken from the corpus's where these are known."""
+    if dataset is None or corpus is None:
+        return encoder.tokenize(texts, query=False)
+    own = np.array([passage.text is not None for passage in passages], dtype=bool)
+    rows = [dataset.index[str(passage.document_id)] for passage in passages if passage.text is None]
+    made = encoder.tokenize([texts[at] for at in np.flatnonzero(own).tolist()], query=False)
+    both = Ragged.concatenate([made, corpus.gather(np.array(rows, dtype=np.int64))])
+    place = np.empty(len(passages), dtype=np.int64)
+    place[np.concatenate([np.flatnonzero(own), np.flatnonzero(~own)])] = np.arange(len(passages))
+    return both.gather(place)
 
 
 def _tensor(values: Int[np.ndarray, " n"]) -> Int[Tensor, " n"]:

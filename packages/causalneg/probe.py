@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import zlib
 from collections.abc import Sequence
@@ -94,6 +96,15 @@ class Probe:
             probe=whole,
             permutations=200 if whole else 20,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that is measured: probes that share it say the same of an encoder."""
+        texts = [self.queries, self.texts, self.plain, self.styled, self.temperature]
+        digest = hashlib.sha256(json.dumps(texts).encode())
+        for rows in (self.positive, self.row, self.negative, self.generated, self.document_row):
+            digest.update(rows.tobytes())
+        return digest.hexdigest()[:16]
 
     def figures(self, encoder: Encoder) -> dict[str, float]:
         """The quick figures, to follow through training; what cannot be measured is left out."""

@@ -24,7 +24,7 @@ from causalneg.data import (
 )
 from causalneg.diagnostics import SourceReport
 from causalneg.encoders import Encoder, build_encoder, load_encoder
-from causalneg.evaluate import Evaluation, evaluate_encoder, evaluate_views
+from causalneg.evaluate import Evaluation, evaluate_encoder, evaluate_views, tokenize
 from causalneg.formats import Dataset, read_dataset, read_examples
 from causalneg.formats import Report as Tell
 from causalneg.losses import easy_negatives
@@ -36,6 +36,7 @@ from common.config import save as save_config
 from common.errors import ConfigError, DataError
 from common.files import atomic_write
 from common.fit import fit
+from common.ragged import Ragged
 from common.record import Record
 from common.tracking import close, loggers
 
@@ -177,6 +178,7 @@ def train_run(
         known=dataset.positives(config.train_split),
         voices=material.voices,
         voice_share=config.voice_share,
+        corpus=_known_tokens(config, dataset, encoder),
         seed=config.seed,
     )
     record = Record.start(
@@ -200,7 +202,7 @@ def train_run(
         probe=probe.figures if probe is not None and config.diagnose.every else None,
         probe_every=config.diagnose.every,
     )
-    untrained = _untrained(probe, encoder, run_dir)
+    untrained = _untrained(probe, encoder, run_dir, config.cache)
     if config.loss.matching_weight and untrained is not None and tell is not None:
         warning = easy_negatives(untrained.hardness_gap)
         if warning is not None:
@@ -239,6 +241,14 @@ def train_run(
     return record
 
 
+def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ragged | None:
+    """Token ids of the corpus from the cache that runs share; None without one."""
+    if config.cache is None:
+        return None
+    texts = [document.content for document in dataset.documents]
+    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.fingerprint)
+
+
 def make_probe(config: TrainConfig, material: Material) -> Probe | None:
     """The probe of a run; None where no query is held out."""
     if not material.probes:
@@ -251,13 +261,24 @@ def make_probe(config: TrainConfig, material: Material) -> Probe | None:
     )
 
 
-def _untrained(probe: Probe | None, encoder: Encoder, run_dir: Path) -> SourceReport | None:
-    """The probe's report on the encoder before training, kept for a run that is resumed."""
+def _untrained(
+    probe: Probe | None, encoder: Encoder, run_dir: Path, cache: Path | None
+) -> SourceReport | None:
+    """The probe's report on the encoder before training, kept for a run that is resumed.
+
+    With a cache it is measured once for all runs that start from the same encoder.
+    """
     if probe is None:
         return None
     kept = run_dir / "untrained.json"
     if not kept.is_file():
-        atomic_write(kept, probe.report(encoder.eval()).to_json() + "\n")
+        shared = (
+            kept if cache is None else cache / f"probe-{encoder.fingerprint[:16]}-{probe.fingerprint}.json"
+        )
+        if not shared.is_file():
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(shared, probe.report(encoder.eval()).to_json() + "\n")
+        atomic_write(kept, shared.read_text())
     return SourceReport.from_json(kept.read_text())
 
 

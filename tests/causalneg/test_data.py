@@ -122,6 +122,18 @@ def test_a_batch_holds_every_text_once_and_points_to_the_right_ones(encoder: Enc
     assert batch.generated.tolist() == [False, False, False, True, False]
 
 
+def test_token_ids_of_the_corpus_are_used_as_if_made_anew(encoder: Encoder) -> None:
+    data = corpus(30)
+    examples = [
+        example("q0", ["d7"], [written("sun sun sea"), mined("d1"), written("moon"), mined("d29")]),
+        example("q1", ["d0"], [mined("d7")]),
+    ]
+    known = encoder.tokenize([d.content for d in data.documents], query=False)
+    anew, taken = (TrainingSet(examples, encoder, data, corpus=tokens) for tokens in (None, known))
+    assert np.array_equal(taken.documents.values, anew.documents.values)
+    assert np.array_equal(taken.documents.offsets, anew.documents.offsets)
+
+
 def test_known_positives_are_seen_among_the_batchs_positives(encoder: Encoder) -> None:
     examples = [example("q0", ["d0"], []), example("q1", ["d1"], []), example("q2", ["d0"], [])]
     training = TrainingSet(examples, encoder, corpus(30), known={"q1": ["d0", "d1", "d9"]})
