@@ -14,7 +14,7 @@ from causalneg.encoders import Encoder, encode
 from causalneg.formats import Dataset
 from causalneg.search import BM25, Index, as_run, search
 from common.errors import DataError
-from common.files import atomic_folder, atomic_write
+from common.files import atomic_write, fill_once
 from common.ragged import Ragged
 from common.retrieval_metrics import RetrievalMetrics, retrieval_metrics, write_trec
 
@@ -73,11 +73,13 @@ def tokenize(
     if cache is None or not key:
         return encoder.tokenize(texts, query=query)
     folder = cache / f"{key}-{'queries' if query else 'documents'}-{encoder.tokenizer_fingerprint}"
-    if not (folder / "tokens.offsets.npy").exists():
+
+    def fill(empty: Path) -> None:
         made, cut = encoder.tokenize_and_cut(texts, query=query)
-        with atomic_folder(folder, replace=True) as temporary:
-            made.save(temporary, "tokens")
-            Ragged(cut, np.array([0, len(cut)])).save(temporary, "cut")
+        made.save(empty, "tokens")
+        Ragged(cut, np.array([0, len(cut)])).save(empty, "cut")
+
+    fill_once(folder, fill)
     found = Ragged.load(folder, "tokens")
     if len(found) != len(texts):
         raise DataError(f"{folder}: holds {len(found)} texts, not {len(texts)}; remove it")

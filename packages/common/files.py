@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -106,3 +107,28 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def fill_once(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder that processes share, unless it is there; where two do it at once, the first one's stays.
+
+    A folder that is there is never taken away, so that others may read it at any time.
+
+    Args:
+        path: The folder; its name must say what is in it.
+        fill: Writes the content into the empty folder that it is given.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        return
+    path = path.resolve()
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
