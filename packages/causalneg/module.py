@@ -252,6 +252,7 @@ class RetrievalModule(L.LightningModule):
         validation: Evaluates the encoder when an epoch ends; its metrics are logged under ``valid/``.
         probe: Measures the source shortcut of the encoder; logged under ``probe/``.
         probe_every: Steps between two probes; 0 for none.
+        untrained: The probe's figures of the encoder as it starts, where they are known.
     """
 
     def __init__(
@@ -264,10 +265,12 @@ class RetrievalModule(L.LightningModule):
         validation: Measure | None = None,
         probe: Measure | None = None,
         probe_every: int = 0,
+        untrained: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.loss_config, self.optim, self.steps = encoder, loss, optim, max(steps, 1)
         self._validation, self._probe, self._probe_every = validation, probe, probe_every
+        self._untrained = untrained
 
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "queries dim"], Float[Tensor, "documents dim"]]:
         """Embeddings of the batch's queries and of its distinct documents; gradients cached if asked."""
@@ -352,7 +355,9 @@ class RetrievalModule(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Probe the source shortcut, before the step, so that the first probe is of the untrained encoder."""
         if self._probe and self._probe_every and self.global_step % self._probe_every == 0:
-            figures = {f"probe/{k}": v for k, v in self._measured(self._probe).items()}
+            known = self._untrained if self.global_step == 0 else None
+            found = self._measured(self._probe) if known is None else known
+            figures = {f"probe/{k}": v for k, v in found.items()}
             for logger in self.loggers:
                 logger.log_metrics(figures, step=self.global_step)
 

@@ -193,6 +193,8 @@ def train_run(
     batches = ValidatedData if config.valid_split else RetrievalData
     data = batches(training, batch_size=config.train.batch_size, seed=config.seed)
     probe = make_probe(config, material)
+    untrained = _untrained(probe, encoder, run_dir, config.cache)
+    known = untrained.figures() if untrained is not None else {}
     module = RetrievalModule(
         encoder,
         loss=config.loss,
@@ -201,8 +203,8 @@ def train_run(
         validation=_validation(config, dataset) if config.valid_split else None,
         probe=probe.figures if probe is not None and config.diagnose.every else None,
         probe_every=config.diagnose.every,
+        untrained={name: value for name, value in known.items() if math.isfinite(value)} or None,
     )
-    untrained = _untrained(probe, encoder, run_dir, config.cache)
     if config.loss.matching_weight and untrained is not None and tell is not None:
         warning = easy_negatives(untrained.hardness_gap)
         if warning is not None:
