@@ -47,12 +47,15 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
-    make_world(config, out)
+    try:
+        make_world(config, out)
+    except MemoryError as error:
+        raise ConfigError(f"not enough memory; lower --users={users}") from error
     click.echo(out)
 
 
 @main.command()
-@click.argument("format", type=click.Choice(["reczoo", "kuairand", "movielens"]))
+@click.argument("format", metavar="[reczoo|kuairand|movielens]")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (reczoo).")

@@ -34,7 +34,7 @@ from lain.batch import Batch
 from lain.data import CTRData
 from lain.evaluate import Predictions, predict
 from lain.length import LengthConfig
-from lain.memory import keep_freed_memory
+from lain.memory import check_fits, keep_freed_memory, out_of_memory
 from lain.model import CTRModel
 from lain.optim import RowAdam, clip_gradients
 from lain.store import Feature
@@ -46,6 +46,12 @@ MAY_CHANGE = (
     *("fit.progress", "fit.log_every", "fit.epochs", "fit.checkpoint_steps"),
 )
 """Settings that a run may be resumed with in another form; ``data`` is compared by its content."""
+
+MOST_BEHAVIOURS = 2**31 - 1
+"""The longest history that can be told: lengths are 32-bit integers."""
+
+ADAM_MOMENTS = 2
+"""Numbers that Adam keeps beside each weight."""
 
 
 @dataclass
@@ -96,6 +102,13 @@ class ModelConfig:
         """Refuse sizes that make no model, all at once."""
         sizes = ("max_length", "embedding_dim", "short_length", "top_k", "heads", "hashes", "hash_bits")
         wrong = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1]
+        wrong += [
+            f"{n}: must be at most {MOST_BEHAVIOURS}, got {getattr(self, n)}"
+            for n in ("max_length", "short_length", "top_k")
+            if getattr(self, n) > MOST_BEHAVIOURS
+        ]
+        if self.attention_dim < 0:
+            wrong.append(f"attention_dim: must not be negative, got {self.attention_dim}")
         for name in ("hidden", "din_hidden"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 wrong.append(f"{name}: must name positive widths, got {getattr(self, name)}")
@@ -106,19 +119,25 @@ class ModelConfig:
                 wrong.append(f"{name}: must be finite and not negative, got {getattr(self, name)}")
         ConfigError.raise_if(wrong)
 
-    def build(self, features: Iterable[Feature], length: LengthConfig) -> CTRModel:
+    def build(self, features: Iterable[Feature], length: LengthConfig, *, copies: int = 1) -> CTRModel:
         """The model for a data set's features.
 
+        Args:
+            features: The features.
+            length: What the model is told about history lengths.
+            copies: Numbers that this machine's memory has to hold for each weight.
+
         Raises:
-            ConfigError: The parts do not fit together.
+            ConfigError: The parts do not fit together, or the model does not fit into memory.
         """
-        backbone = BACKBONES[self.backbone]
-        taken = [name for name in inspect.signature(backbone).parameters if name != "width"]
-        try:
+        backbone = partial(BACKBONES[self.backbone], **{name: getattr(self, name) for name in self._taken})
+        known = list(features)
+
+        def make() -> CTRModel:
             return CTRModel(
-                features=list(features),
+                features=known,
                 embedding_dim=self.embedding_dim,
-                backbone=partial(backbone, **{name: getattr(self, name) for name in taken}),
+                backbone=backbone,
                 length=length.resolve(),
                 hidden=self.hidden,
                 dropout=self.dropout,
@@ -127,8 +146,31 @@ class ModelConfig:
                 feature_std=self.feature_std,
                 sparse=self.sparse,
             )
+
+        try:
+            check_fits(make, copies=copies, advice=f"lower its sizes: {self.largest_sizes(length)}")
+            return make()
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
+
+    @property
+    def _taken(self) -> list[str]:
+        """The fields that the backbone reads."""
+        return [name for name in inspect.signature(BACKBONES[self.backbone]).parameters if name != "width"]
+
+    def largest_sizes(self, length: LengthConfig) -> str:
+        """The three largest of the settings that decide how large the model is, and their values."""
+        own = ["embedding_dim", "hidden"]
+        own += [
+            name for name in ("attention_dim", "din_hidden", "hashes", "hash_bits") if name in self._taken
+        ]
+        sizes = {f"model.{name}": getattr(self, name) for name in own}
+        options = length.resolve()
+        if options.encoded:
+            of_length = ("hidden", "frequencies", "prompts")
+            sizes |= {f"length.{name}": getattr(options, name) for name in of_length}
+        largest = sorted(sizes, key=lambda name: np.max(sizes[name]), reverse=True)[:3]
+        return ", ".join(f"{name}={sizes[name]}" for name in largest)
 
 
 @dataclass
@@ -333,7 +375,9 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     keep_freed_memory()
     data = open_data(config)
     torch.manual_seed(config.seed)
-    model = config.model.build(data.store.features, config.length)
+    on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
+    copies = 1 + ADAM_MOMENTS * on_host
+    model = config.model.build(data.store.features, config.length, copies=copies)
     record = Record.start(
         config=config,
         seed=config.seed,
@@ -342,9 +386,18 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
         hash=run_hash(config),
     )
     _check_resumed(record, run_dir)
-    with _folder(run_dir):
+    with _folder(run_dir), out_of_memory(_lighter(config)):
         _train(config, model, data, record, run_dir)
     return record
+
+
+def _lighter(config: TrainConfig) -> str:
+    """What to do about a run whose batches do not fit into memory."""
+    train, model = config.train, config.model
+    return (
+        f"lower train.batch_size={train.batch_size}, train.eval_batch_size={train.eval_batch_size}, "
+        f"model.max_length={model.max_length} or the model's sizes: {model.largest_sizes(config.length)}"
+    )
 
 
 def _train(config: TrainConfig, model: CTRModel, data: CTRData, record: Record, run_dir: Path) -> None:

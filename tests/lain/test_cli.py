@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -231,6 +232,49 @@ def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["model.embedding_dim=100000000000"], r"model: too large for any machine; lower its sizes: "
+         r"model.embedding_dim=100000000000, "),
+        (["model.embedding_dim=1" + 30 * "0"], r"model: too large for any machine; lower its sizes: "),
+        (["model.hidden=[100000000000,8]"], r"model: needs [\d,.]+ GB with Adam's moments, this machine has "
+         r"[\d,.]+ GB \(its largest part is head.first.weight, 100000000000 x \d+\); lower its sizes: "
+         r"model.hidden=\[100000000000, 8\], "),
+        (["model.backbone=sdim", "model.hashes=100000000000"], r"its largest part is backbone.projection, "),
+        (["model.attention_dim=100000000000"], r"lower its sizes: model.attention_dim=100000000000, "),
+        (["length.preset=lain", "length.prompts=100000000000"], r"lower its sizes: length.prompts=1000"),
+        (["model.backbone=din", "model.din_hidden=[100000000000]"], r"lower its sizes: model.din_hidden="),
+        (["model.backbone=sdim", "model.hash_bits=64"], r"model: hash_bits must be at most 63, got 64"),
+        (["model.hidden=[-8]"], r"model.hidden: must name positive widths, got \[-8\]"),
+        (["model.embedding_dim=0"], r"model.embedding_dim: must be at least 1, got 0"),
+        (["model.attention_dim=-2"], r"model.attention_dim: must not be negative, got -2"),
+        (["model.max_length=2147483648"], r"model.max_length: must be at most 2147483647, got 2147483648"),
+    ],
+)  # fmt: skip
+def test_a_size_that_no_memory_holds_is_one_line(
+    config: Path, tmp_path: Path, settings: list[str], line: str
+) -> None:
+    (found,) = fails("train", config, *SMALL, *settings, f"out={tmp_path}")
+    assert re.search(line, found), found
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_allocation_that_fails_in_a_step_is_one_line(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object) -> torch.Tensor:
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("lain.module.CTRModule.training_step", greedy)
+    (line,) = fails("train", config, *SMALL, f"out={tmp_path}")
+    assert line.startswith(
+        "error: not enough memory; lower train.batch_size=64, train.eval_batch_size=2048, "
+    )
+    assert "model.max_length=100 or the model's sizes: model.hidden=[8], model.embedding_dim=4" in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
 def test_a_run_that_stops_at_a_mistake_leaves_no_folder(config: Path, tmp_path: Path) -> None:
     wandb = ["tracking.wandb=offline", "fit.precision=bf16-mixed", "fit.accelerator=mps"]
@@ -288,6 +332,11 @@ def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
         (["diagnose", "nowhere"], "nowhere"),
         (["prepare", "kuairand", "nowhere", "out"], "nowhere"),
         (["prepare", "csv", "nowhere", "out"], "csv"),
+        (
+            ["prepare", "reczo", "nowhere", "out"],
+            "format 'reczo' is not known; there are reczoo, kuairand, movielens; did you mean 'reczoo'?",
+        ),
+        (["world", "out", "--users", "100000000000000"], "not enough memory; lower --users=100000000000000"),
         (["world", "out", "--users", "0"], "users"),
         (["diagnose", "nowhere", "--rows", "0"], "--rows"),
         (["predict", "nowhere", "nowhere"], "nowhere"),

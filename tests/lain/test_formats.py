@@ -17,10 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError, HouseError
+from lain.cli import main
 from lain.formats import prepare
 from lain.formats.kuairand import AGE_EDGES, DURATION_EDGES, ITEM_FEATURES, USER_FEATURES
 from lain.store import Store
@@ -398,6 +400,25 @@ def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[Path], Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+def refused(format: str, source: Path) -> list[str]:
+    """The lines of a `lain prepare` that must end with exit code 2 and leave nothing, without the folder."""
+    out = source.parent / "made" / "out"
+    result = CliRunner().invoke(main, ["prepare", format, str(source), str(out), "--quiet"])
+    assert result.exit_code == 2, result.output
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+    return [line.removeprefix(f"error: {source}/") for line in result.stderr.splitlines()]
+
+
+def test_a_damaged_file_does_not_hide_a_wrong_value_elsewhere(tmp_path: Path) -> None:
+    frames = reczoo_frames()
+    change("test", "is_click", 2, 3)(frames)
+    source = reczoo_folder(tmp_path / "source", frames)
+    scramble(source / "train.parquet")
+    damaged, wrong = refused("reczoo", source)
+    assert damaged.startswith("train.parquet: damaged or cut off after row 0")
+    assert wrong == "test.parquet: column 'is_click', row 2: a label must be 0 or 1, got 3.0"
+
+
 def test_two_damaged_files_are_reported_together(tmp_path: Path) -> None:
     source = reczoo_folder(tmp_path / "source", reczoo_frames())
     for name in ("train", "item_info"):
@@ -674,6 +695,7 @@ def test_kuairand_valid_days(tmp_path: Path) -> None:
         (change("user_sequences", "history_len", 1, 0), r"'history_len', row 1: 0 is less than the \d items"),
         (change("user_sequences", "watch_seq", 0, [1]), r"'watch_seq', row 0: an item that is not in"),
         (change("user_sequences", "last_time_ms", 0, 2_000_000_000_000), r"older than the end of its user's"),
+        (change("val", "video_id", 3, None), r"'video_id'(, row 3: no value| must hold whole numbers)"),
         (drop("item_features", "tag"), r"item_features.parquet: column 'tag' is missing"),
         (as_text("val", "time_ms"), r"val.parquet: column 'time_ms' must hold whole numbers"),
         (
@@ -690,6 +712,64 @@ def test_wrong_kuairand_tables_are_one_line(
     with pytest.raises(DataError, match=line):
         prepare("kuairand", folder_of(tmp_path / "source", frames), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_mistakes_of_columns_and_of_values_in_kuairand_are_shown_together(tmp_path: Path) -> None:
+    frames = kuairand_frames(2)
+    for apply in (
+        drop("item_features", "tag"),
+        drop("user_sequences", "watch_seq"),
+        as_text("test", "user_id"),
+        change("val", "is_click", 4, 2),
+        change("val", "time_ms", 5, 6),
+        change("test", "date", 3, 20221399),
+        change("test", "video_id", 1, 9999),
+        change("user_sequences", "history_len", 1, -1),
+    ):
+        apply(frames)
+    frames["val"]["tab"] = pd.array([None, *frames["val"]["tab"][1:]], dtype="Int64")
+    lines = refused("kuairand", folder_of(tmp_path / "source", frames))
+    assert set(map(without_type, lines)) == {
+        "item_features.parquet: column 'tag' is missing",
+        "user_sequences.parquet: column 'watch_seq' is missing",
+        "test.parquet: column 'user_id' must hold whole numbers, but its type is string",
+        "user_sequences.parquet: column 'history_len', row 1: -1 is outside 0 and above",
+        "val.parquet: column 'is_click', row 4: a label must be 0 or 1, got 2.0",
+        "val.parquet: column 'tab', row 0: no value",
+        "val.parquet: column 'time_ms', row 5: a row at 6 is older than the end of its user's watch_seq",
+        "test.parquet: column 'date', row 3: 20221399 is not a date YYYYMMDD",
+        "test.parquet: column 'video_id', row 1: 9999 is not in item_features.parquet",
+    }
+    assert len(lines) == 9
+
+
+def without_type(line: str) -> str:
+    """A line of every version of pandas and Arrow, whatever they call text, without the nearest name."""
+    return line.split("; did you mean")[0].replace("large_string", "string")
+
+
+def test_files_of_kuairand_that_cannot_be_read_do_not_hide_wrong_values(tmp_path: Path) -> None:
+    frames = kuairand_frames(2)
+    for apply in (drop("item_features", "video_id"), change("val", "is_click", 4, 2)):
+        apply(frames)
+    source = folder_of(tmp_path / "source", frames)
+    (source / "user_features.parquet").unlink()
+    cut(source / "user_sequences.parquet", 0.5)
+    scramble(source / "test.parquet")
+    missing, cut_off, column, label, damaged = refused("kuairand", source)
+    assert missing == "user_features.parquet: missing; kuairand needs it in this folder"
+    assert cut_off.startswith("user_sequences.parquet: not a Parquet file, or cut off")
+    assert column.startswith("item_features.parquet: column 'video_id' is missing")
+    assert label == "val.parquet: column 'is_click', row 4: a label must be 0 or 1, got 2.0"
+    assert damaged.startswith("test.parquet: damaged or cut off after row 0")
+
+
+def test_a_bad_cell_is_one_line(tmp_path: Path) -> None:
+    """An id that is not there is not also one that is not in the other table."""
+    frames = kuairand_frames(2)
+    frames["val"]["video_id"] = pd.array([None, *frames["val"]["video_id"][1:]], dtype="Int64")
+    lines = refused("kuairand", folder_of(tmp_path / "source", frames))
+    assert lines == ["val.parquet: column 'video_id', row 0: no value"]
 
 
 # --------------------------------------------------------------------------------------- MovieLens
@@ -818,6 +898,26 @@ def test_wrong_movielens_tables_are_one_line(
     for line in lines:
         assert any(re.search(line, message) for message in caught.value.messages), caught.value.messages
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_mistakes_of_columns_and_of_values_in_movielens_are_shown_together(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    ratings = "user,movieId,rating,timestamp\n1,7,9,10\n1,x,4.0,12\n1,8,nan,12\n"
+    (source / "ratings.csv").write_text(ratings)
+    (source / "movies.csv").write_text("movieId,title,genre\n7,A,War\n7,B,Drama\n")
+    assert refused("movielens", source) == [
+        "movies.csv: column 'genres' is missing; did you mean 'genre'?",
+        "ratings.csv: column 'userId' is missing; did you mean 'user'?",
+        "movies.csv: column 'movieId', row 1: 7 is there twice",
+        "ratings.csv: column 'movieId', row 1: x is not a whole number",
+        "ratings.csv: column 'rating', row 2: nan is not a finite number",
+        "ratings.csv: column 'movieId', row 2: movie 8 is not in movies.csv",
+        "ratings.csv: column 'rating', row 0: 9.0 is outside 0.5 to 5",
+    ]
+    (source / "movies.csv").unlink()
+    assert refused("movielens", source)[0] == "movies.csv: missing; movielens needs it in this folder"
+    assert len(refused("movielens", source)) == 5
 
 
 @pytest.mark.parametrize("content", ["", "userId,movieId,rating,timestamp\n"])

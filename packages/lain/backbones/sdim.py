@@ -14,6 +14,9 @@ from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
 from lain.spans import Spans, span_sum
 
+MOST_BITS = 63
+"""Bits of a hash that fit into an integer."""
+
 
 class SDIM(Backbone):
     """Sampling-based deep interest model.
@@ -35,7 +38,7 @@ class SDIM(Backbone):
         attention_start: Start of the query and key projections, ``identity`` or ``xavier``.
 
     Raises:
-        ValueError: A size is not positive.
+        ValueError: A size is not positive, or a hash has more bits than an integer.
     """
 
     name: ClassVar[str] = "sdim"
@@ -53,6 +56,8 @@ class SDIM(Backbone):
     ) -> None:
         super().__init__()
         positive(width=width, short_length=short_length, hashes=hashes, hash_bits=hash_bits, heads=heads)
+        if hash_bits > MOST_BITS:
+            raise ValueError(f"hash_bits must be at most {MOST_BITS}, got {hash_bits}")
         self.width, self.short_length, self.hashes, self.hash_bits = width, short_length, hashes, hash_bits
         self.attention_dim = attention_dim or width
         attention = partial(

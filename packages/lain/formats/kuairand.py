@@ -106,21 +106,18 @@ def prepare_kuairand(source: Path, out: Path, valid_days: int, progress: Progres
         ConfigError: ``valid_days`` leaves no rows to train on.
         DataError: The files have mistakes.
     """
-    require_files(source, FILES, "kuairand")
     mistakes = Mistakes()
+    with mistakes.noted():
+        require_files(source, FILES, "kuairand")
     tables = {name: Table(source / name, mistakes, progress) for name in FILES}
     _require_columns(tables)
+    videos, item_ids = _identified(tables["item_features.parquet"], "video_id")
+    people, user_ids = _identified(tables["user_features.parquet"], "user_id")
+    past = _read_past(tables["user_sequences.parquet"], item_ids, user_ids)
+    pieces = _read_exposures(tables, item_ids, user_ids, past)
     mistakes.raise_all()
-    videos = tables["item_features.parquet"].whole(["video_id", "author_id", "tag", "upload_dt",
-                                                    "video_duration", *ITEM_FEATURES])  # fmt: skip
-    people = tables["user_features.parquet"].whole(["user_id", *USER_FEATURES])
-    item_ids = _identifiers(tables["item_features.parquet"], "video_id", videos)
-    user_ids = _identifiers(tables["user_features.parquet"], "user_id", people)
-    rows = _exposures(tables, item_ids, user_ids)
-    start = _starts(tables["user_sequences.parquet"], item_ids, user_ids)
-    mistakes.raise_all()
-    histories, end, length = _histories(tables["val.parquet"], rows, start)
-    mistakes.raise_all()
+    rows = _exposures(pieces)
+    histories, end, length = _histories(rows, _starts(past, len(user_ids)))
     split_rows = _split_rows(rows, valid_days)
     features, item_tables = _item_features(videos)
     user_features, user_tables = _user_features(people, rows.user[split_rows["train"]])
@@ -173,6 +170,14 @@ def _require_columns(tables: dict[str, Table]) -> None:
     sequences.require("watch_seq", is_whole_list, "lists of whole numbers")
 
 
+def _identified(table: Table, column: str) -> tuple[Any, Any]:
+    """The sound columns of a feature table, and its ids; None for what cannot be read."""
+    with table.mistakes.noted():
+        content = table.whole(table.sound)
+        return content, _identifiers(table, column, content) if column in content.column_names else None
+    return None, None
+
+
 def _identifiers(table: Table, column: str, content: Any) -> Any:
     """The ids of a feature table, in its order; an id twice is a mistake."""
     values = table.integers(column, content[column].combine_chunks(), 0)
@@ -183,33 +188,53 @@ def _identifiers(table: Table, column: str, content: Any) -> Any:
 
 
 def _positions(table: Table, column: str, first: int, values: np.ndarray, ids: Any, home: str) -> np.ndarray:
-    """Where ids stand in the feature table; strange ones are noted and become 0."""
+    """Where ids stand in the feature table; strange ones are noted and become -1."""
     found = encode(pa.array(values), ids) - 1
     table.mistakes.check(found < 0, table, column, first, f"{{}} is not in {home}", values)
-    return np.asarray(np.maximum(found, 0), dtype=np.int64)
+    return np.asarray(found, dtype=np.int64)
 
 
-def _exposures(tables: dict[str, Table], item_ids: Any, user_ids: Any) -> _Exposures:
+def _read_exposures(
+    tables: dict[str, Table], item_ids: Any, user_ids: Any, past: dict[str, Any]
+) -> dict[str, list[np.ndarray]]:
+    """The sound columns of val and test in pieces; users and items are positions where ids are known."""
     parts: dict[str, list[np.ndarray]] = {column: [] for column in (*EXPOSURE_COLUMNS, "in_test")}
+    last = None
+    if user_ids is not None and {"user_id", "last_time_ms"} <= past.keys():
+        last = np.append(past["last_time_ms"], -1)[_rows_of_users(past["user_id"], len(user_ids))]
     for name in ("val.parquet", "test.parquet"):
         table = tables[name]
-        for first, piece in table.pieces(EXPOSURE_COLUMNS):
-            numbers = {
-                column: table.labels(column, piece.column(column), first)
-                if column == "is_click"
-                else table.integers(column, piece.column(column), first)
-                for column in EXPOSURE_COLUMNS
-            }
-            user, item = numbers["user_id"], numbers["video_id"]
-            numbers["user_id"] = _positions(table, "user_id", first, user, user_ids, "user_features.parquet")
-            numbers["video_id"] = _positions(
-                table, "video_id", first, item, item_ids, "item_features.parquet"
-            )
-            strange = _day_number(numbers["date"]) < 0
-            table.mistakes.check(strange, table, "date", first, "{} is not a date YYYYMMDD", numbers["date"])
-            numbers["in_test"] = np.full(len(user), name == "test.parquet")
-            for column, values in numbers.items():
-                parts[column].append(values)
+        check = table.mistakes.check
+        with table.mistakes.noted():
+            for first, piece in table.pieces(table.sound):
+                numbers = {
+                    column: (table.labels if column == "is_click" else table.integers)(
+                        column, piece.column(column), first
+                    )
+                    for column in table.sound
+                }
+                if "video_id" in numbers and item_ids is not None:
+                    numbers["video_id"] = _positions(
+                        table, "video_id", first, numbers["video_id"], item_ids, "item_features.parquet"
+                    )
+                if "user_id" in numbers and user_ids is not None:
+                    numbers["user_id"] = _positions(
+                        table, "user_id", first, numbers["user_id"], user_ids, "user_features.parquet"
+                    )
+                if {"user_id", "time_ms"} <= numbers.keys() and last is not None:
+                    time = numbers["time_ms"]
+                    line = "a row at {} is older than the end of its user's watch_seq"
+                    check(time < last[numbers["user_id"]], table, "time_ms", first, line, time)
+                if "date" in numbers:
+                    date = numbers["date"]
+                    check(_day_number(date) < 0, table, "date", first, "{} is not a date YYYYMMDD", date)
+                numbers["in_test"] = np.full(piece.num_rows, name == "test.parquet")
+                for column, values in numbers.items():
+                    parts[column].append(values)
+    return parts
+
+
+def _exposures(parts: dict[str, list[np.ndarray]]) -> _Exposures:
     whole = {column: np.concatenate(values) for column, values in parts.items()}
     order = np.argsort(whole["time_ms"], kind="stable")
     whole = {column: values[order] for column, values in whole.items()}
@@ -234,39 +259,60 @@ class _Starts:
     last_time: Int[np.ndarray, " users"]
 
 
-def _starts(table: Table, item_ids: Any, user_ids: Any) -> _Starts:
-    content = table.whole(["user_id", "history_len", "last_time_ms", "watch_seq"])
-    columns = {column: content[column].combine_chunks() for column in content.column_names}
-    owner = _identifiers(table, "user_id", content).to_numpy()
-    who = _positions(table, "user_id", 0, owner, user_ids, "user_features.parquet")
-    lists = table.lists("watch_seq", columns["watch_seq"], 0)
-    item = encode(pa.array(lists.values), item_ids).astype(np.int64)
-    bad = np.zeros(len(lists), dtype=bool)
-    bad[owners(lists)[item == 0]] = True
-    table.mistakes.check(bad, table, "watch_seq", 0, "an item that is not in item_features.parquet")
-    number = table.integers("history_len", columns["history_len"], 0)
-    line = "{} is less than the {} items of watch_seq"
-    table.mistakes.check(number < lists.lengths, table, "history_len", 0, line, number, lists.lengths)
-    last = table.integers("last_time_ms", columns["last_time_ms"], 0)
-    users = len(user_ids)
-    row = np.full(users, len(lists))
-    row[who] = np.arange(len(lists))
-    with_nobody = Ragged(item, np.append(lists.offsets, len(item)))
+def _read_past(table: Table, item_ids: Any, user_ids: Any) -> dict[str, Any]:
+    """The sound columns of user_sequences; users and items are positions where ids are known."""
+    found: dict[str, Any] = {}
+    check = table.mistakes.check
+    with table.mistakes.noted():
+        content = table.whole(table.sound)
+        for column in ("history_len", "last_time_ms"):
+            if column in content.column_names:
+                found[column] = table.integers(column, content[column].combine_chunks(), 0)
+        if "user_id" in content.column_names:
+            owner = _identifiers(table, "user_id", content).to_numpy()
+            if user_ids is not None:
+                found["user_id"] = _positions(table, "user_id", 0, owner, user_ids, "user_features.parquet")
+        if "watch_seq" in content.column_names:
+            lists = table.lists("watch_seq", content["watch_seq"].combine_chunks(), 0)
+            if item_ids is not None:
+                item = encode(pa.array(lists.values), item_ids).astype(np.int64)
+                bad = np.zeros(len(lists), dtype=bool)
+                bad[owners(lists)[item == 0]] = True
+                check(bad, table, "watch_seq", 0, "an item that is not in item_features.parquet")
+                found["watch_seq"] = Ragged(item, lists.offsets)
+            if "history_len" in found:
+                number = found["history_len"]
+                line = "{} is less than the {} items of watch_seq"
+                check(number < lists.lengths, table, "history_len", 0, line, number, lists.lengths)
+    return found
+
+
+def _rows_of_users(who: Int[np.ndarray, " rows"], users: int) -> Int[np.ndarray, " slots"]:
+    """The row of user_sequences of every user, and of a stranger; the number of rows where there is none."""
+    row = np.full(users + 1, len(who))
+    row[who] = np.arange(len(who))
+    row[-1] = len(who)
+    return row
+
+
+def _starts(past: dict[str, Any], users: int) -> _Starts:
+    row = _rows_of_users(past["user_id"], users)[:-1]
+    lists: Ragged = past["watch_seq"]
+    with_nobody = Ragged(lists.values, np.append(lists.offsets, len(lists.values)))
     return _Starts(
-        items=with_nobody.gather(row), length=np.append(number, 0)[row], last_time=np.append(last, -1)[row]
+        items=with_nobody.gather(row),
+        length=np.append(past["history_len"], 0)[row],
+        last_time=np.append(past["last_time_ms"], -1)[row],
     )
 
 
 def _histories(
-    table: Table, rows: _Exposures, start: _Starts
+    rows: _Exposures, start: _Starts
 ) -> tuple[Ragged, Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
     """Every user's sequence, and for every row how many of it come before, stored and truly.
 
     A row as old as the last item of watch_seq does not see that item.
     """
-    too_old = rows.time < start.last_time[rows.user]
-    line = "a row at {} is older than the end of its user's watch_seq"
-    table.mistakes.check(too_old, table, "time_ms", 0, line, rows.time)
     users = len(start.items)
     count = np.bincount(rows.user, minlength=users)
     order = np.argsort(rows.user, kind="stable")  # by user, then by time

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
@@ -25,6 +25,12 @@ FILES = ("ratings.csv", "movies.csv")
 LIKED = 4.0
 """The lowest rating that counts as a click."""
 
+RATING_COLUMNS = {
+    "userId": pa.int64(),
+    "movieId": pa.int64(),
+    "rating": pa.float64(),
+    "timestamp": pa.int64(),
+}
 NO_GENRE = "(no genres listed)"
 _SPLITS = ("train", "valid", "test")
 
@@ -50,17 +56,16 @@ def prepare_movielens(
     """
     if min(fractions) < 0 or fractions[0] == 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ConfigError(f"fractions: must be three shares of 1, the first above 0, got {list(fractions)}")
-    require_files(source, FILES, "movielens")
     mistakes = Mistakes()
+    with mistakes.noted():
+        require_files(source, FILES, "movielens")
     movies = CsvTable(source / "movies.csv", ["movieId", "genres"], mistakes, progress)
-    ratings = CsvTable(
-        source / "ratings.csv", ["userId", "movieId", "rating", "timestamp"], mistakes, progress
-    )
-    mistakes.raise_all()
+    ratings = CsvTable(source / "ratings.csv", RATING_COLUMNS, mistakes, progress)
     movie_ids, genres = _movies(movies)
-    user, item, label, time = _ratings(ratings, movie_ids)
+    pieces = _ratings(ratings, movie_ids)
     mistakes.raise_all()
 
+    user, item, label, time = (np.concatenate(pieces[column]) for column in RATING_COLUMNS)
     order = np.lexsort((np.arange(len(time)), time, user))
     user, item, label, time = user[order], item[order], label[order], time[order]
     index = np.arange(len(time))
@@ -111,43 +116,48 @@ def _split_rows(
 
 
 def _movies(table: CsvTable) -> tuple[Any, Any]:
-    """Movie ids and genres, in ascending order of the ids."""
+    """Movie ids and genres, in ascending order of the ids; None for what cannot be read."""
     ids, genres = [], []
-    for first, piece in table.pieces():
-        ids.append(table.numbers("movieId", piece.column("movieId"), first, pa.int64()))
-        genres.append(piece.column("genres"))
-    table.mistakes.raise_all()
-    movie = np.concatenate(ids)
-    first_time = np.zeros(len(movie), dtype=bool)
-    first_time[np.unique(movie, return_index=True)[1]] = True
-    table.mistakes.check(~first_time, table, "movieId", 0, "{} is there twice", movie)
-    order = np.argsort(movie, kind="stable")
-    return pa.array(movie[order]), pa.chunked_array(genres, pa.string()).combine_chunks().take(order)
+    with table.mistakes.noted():
+        for first, piece in table.pieces():
+            if "movieId" in table.columns:
+                ids.append(table.numbers("movieId", piece.column("movieId"), first, pa.int64()))
+            if "genres" in table.columns:
+                genres.append(piece.column("genres"))
+        if not ids:
+            return None, None
+        movie = np.concatenate(ids)
+        first_time = np.zeros(len(movie), dtype=bool)
+        first_time[np.unique(movie, return_index=True)[1]] = True
+        table.mistakes.check(~first_time, table, "movieId", 0, "{} is there twice", movie)
+        order = np.argsort(movie, kind="stable")
+        texts = pa.chunked_array(genres, pa.string()).combine_chunks().take(order) if genres else None
+        return pa.array(movie[order]), texts
+    return None, None
 
 
-def _ratings(
-    table: CsvTable, movie_ids: Any
-) -> tuple[
-    Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], UInt8[np.ndarray, " rows"], Int[np.ndarray, " rows"]
-]:
-    """User, item index, label and time of every rating."""
-    parts: list[tuple[np.ndarray, ...]] = []
-    for first, piece in table.pieces():
-        user = table.numbers("userId", piece.column("userId"), first, pa.int64())
-        movie = table.numbers("movieId", piece.column("movieId"), first, pa.int64())
-        rating: Float[np.ndarray, " rows"] = table.numbers(
-            "rating", piece.column("rating"), first, pa.float64()
-        )
-        time = table.numbers("timestamp", piece.column("timestamp"), first, pa.int64())
-        bad = (rating < 0.5) | (rating > 5)
-        table.mistakes.check(bad, table, "rating", first, "{} is outside 0.5 to 5", rating)
-        item = encode(pa.array(movie), movie_ids)
-        line = "movie {} is not in movies.csv"
-        table.mistakes.check(item == 0, table, "movieId", first, line, movie)
-        parts.append((user.astype(np.int32), item, (rating >= LIKED).astype(np.uint8), time))
-    table.mistakes.raise_all()
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return columns[0], columns[1], columns[2], columns[3]
+def _ratings(table: CsvTable, movie_ids: Any) -> dict[str, list[np.ndarray]]:
+    """User, item index (where the movies are known), label and time of every rating, under their columns."""
+    parts: dict[str, list[np.ndarray]] = {column: [] for column in RATING_COLUMNS}
+    with table.mistakes.noted():
+        for first, piece in table.pieces():
+            found = {
+                column: table.numbers(column, piece.column(column), first, RATING_COLUMNS[column])
+                for column in table.columns
+            }
+            if "userId" in found:
+                found["userId"] = found["userId"].astype(np.int32)
+            if "movieId" in found and movie_ids is not None:
+                movie, line = found["movieId"], "movie {} is not in movies.csv"
+                found["movieId"] = encode(pa.array(movie), movie_ids)
+                table.mistakes.check(found["movieId"] == 0, table, "movieId", first, line, movie)
+            if "rating" in found:
+                rating, line = found["rating"], "{} is outside 0.5 to 5"
+                table.mistakes.check((rating < 0.5) | (rating > 5), table, "rating", first, line, rating)
+                found["rating"] = (rating >= LIKED).astype(np.uint8)
+            for column, values in found.items():
+                parts[column].append(values)
+    return parts
 
 
 def _genre_feature(column: Any) -> tuple[Feature, Int[np.ndarray, "items width"]]:

@@ -182,10 +182,13 @@ def prepare_reczoo(source: Path, out: Path, schema_file: Path | None, progress: 
         notes={"format": "reczoo", "label": schema.columns.label},
     )
     with writer as store:
-        _write_items(opened, store)
-        _write_users(opened, store, sequence)
+        with opened.mistakes.noted():
+            _write_items(opened, store)
+        with opened.mistakes.noted():
+            _write_users(opened, store, sequence)
         for name in opened.splits:
-            _write_split(opened, store, name, sequence)
+            with opened.mistakes.noted():
+                _write_split(opened, store, name, sequence)
         opened.mistakes.raise_all()
 
 
@@ -256,14 +259,12 @@ def _open(source: Path, schema: Schema, progress: Progress) -> _Source:
 
 def _check_values(opened: _Source, sound: Iterable[str]) -> None:
     """Note what is wrong in the rows of splits that have their columns, where other tables lack some."""
-    try:
+    with opened.mistakes.noted():
         sequence = _sequence_lengths(opened)
         for name in sound if len(sequence) else ():
-            for _ in _rows(opened, name, sequence):
-                pass
-    except DataError as error:
-        for message in error.messages:
-            opened.mistakes.add(message)
+            with opened.mistakes.noted():
+                for _ in _rows(opened, name, sequence):
+                    pass
 
 
 def _width(name: str, feature: FeatureColumn, tables: list[Table]) -> int:

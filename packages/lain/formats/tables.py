@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,20 @@ class Mistakes:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Mistake | None] = {}
+        self._bad: dict[str, tuple[int, Bool[np.ndarray, " rows"]]] = {}
 
     def add(self, line: str) -> None:
         """Note a mistake that belongs to no row."""
         self._found.setdefault((line, ""), None)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note a DataError that stops the block, and go on behind it."""
+        try:
+            yield
+        except DataError as error:
+            for message in error.messages:
+                self.add(message)
 
     def check(
         self,
@@ -46,8 +57,8 @@ class Mistakes:
         first: int,
         line: str,
         *values: Shaped[np.ndarray, "rows ..."],
-    ) -> Bool[np.ndarray, " rows"]:
-        """Note the bad rows of a piece of a column.
+    ) -> None:
+        """Note the bad rows of a piece of a column, less those that an earlier check of it has noted.
 
         Args:
             bad: Which rows are bad.
@@ -56,20 +67,23 @@ class Mistakes:
             first: Row of the table at which the piece begins.
             line: What is wrong, with one ``{}`` for each of the values.
             values: What the line shows of the first bad row.
-
-        Returns:
-            ``bad``.
         """
+        where = f"{table.path}: column '{column}'"
+        begin, noted = self._bad.get(where, (-1, bad))
+        if begin == first and len(noted) == len(bad):
+            bad, noted = bad & ~noted, bad | noted
+        else:
+            noted = bad
         count = int(np.count_nonzero(bad))
         if count:
+            self._bad[where] = (first, noted)
             row = int(np.argmax(bad))
-            key = (f"{table.path}: column '{column}'", line)
+            key = (where, line)
             before = self._found.get(key)
             if before is None:
                 self._found[key] = (first + row, line.format(*(value[row] for value in values)), count)
             else:
                 self._found[key] = (before[0], before[1], before[2] + count)
-        return bad
 
     def __bool__(self) -> bool:
         """Whether anything is wrong."""
@@ -130,7 +144,9 @@ def require_files(folder: Path, names: Collection[str], format_name: str) -> Non
 
 
 class Table:
-    """A Parquet file, read in pieces.
+    """A Parquet file, read in pieces; one that is not there is left to :func:`require_files`.
+
+    ``sound`` are the required columns that are there and have the right type.
 
     Args:
         path: The file.
@@ -143,6 +159,9 @@ class Table:
         self._file: Any = None
         self.rows = 0
         self.types: dict[str, pa.DataType] = {}
+        self.sound: list[str] = []
+        if not path.is_file():
+            return
         try:
             self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
             self.rows = self._file.metadata.num_rows
@@ -171,15 +190,18 @@ class Table:
             found = self.types[column]
             self.mistakes.add(f"{self.path}: column '{column}' must hold {wanted}, but its type is {found}")
             return False
+        self.sound.append(column)
         return True
 
     def pieces(self, columns: Collection[str], size: int = ROWS_AT_ONCE) -> Iterator[tuple[int, Any]]:
-        """The first row and the record batch of every piece of the table.
+        """The first row and the record batch of every piece of the table; none without columns.
 
         Raises:
             DataError: The file cannot be read to its end.
         """
         done = 0
+        if not columns:
+            return
         try:
             for piece in self._file.iter_batches(batch_size=size, columns=list(dict.fromkeys(columns))):
                 yield done, piece
@@ -191,8 +213,9 @@ class Table:
             raise DataError(line) from error
 
     def whole(self, columns: Collection[str]) -> Any:
-        """Some columns of the whole table, for tables that fit into memory."""
-        return pa.Table.from_batches([piece for _, piece in self.pieces(columns)]).combine_chunks()
+        """Some columns of the whole table, for tables that fit into memory; none of a table without rows."""
+        pieces = [piece for _, piece in self.pieces(columns)]
+        return pa.Table.from_batches(pieces).combine_chunks() if pieces else pa.table({})
 
     def integers(
         self, column: str, array: Any, first: int, low: int = 0, high: int | None = None
@@ -292,7 +315,9 @@ def _first_line(error: BaseException) -> str:
 
 
 class CsvTable:
-    """A CSV file with a header, read in pieces as text.
+    """A CSV file with a header, read in pieces as text; one not there is left to :func:`require_files`.
+
+    ``columns`` are the needed columns that are there.
 
     Args:
         path: The file.
@@ -302,24 +327,31 @@ class CsvTable:
     """
 
     def __init__(self, path: Path, columns: Collection[str], mistakes: Mistakes, progress: Progress) -> None:
-        self.path, self.columns, self.mistakes, self._progress = path, list(columns), mistakes, progress
+        self.path, self.mistakes, self._progress = path, mistakes, progress
+        self.columns: list[str] = []
+        if not path.is_file():
+            return
         try:
             with pa.csv.open_csv(path) as reader:
                 there = reader.schema.names
         except (pa.ArrowException, OSError) as error:
             mistakes.add(f"{path}: cannot be read as CSV with a header ({_first_line(error)})")
             return
-        for column in self.columns:
-            if column not in there:
+        for column in columns:
+            if column in there:
+                self.columns.append(column)
+            else:
                 mistakes.add(f"{path}: column '{column}' is missing{suggest(column, there)}")
 
     def pieces(self) -> Iterator[tuple[int, Any]]:
-        """The first row and the record batch of every piece, all columns being text.
+        """The first row and the record batch of every piece, all columns being text; none without columns.
 
         Raises:
             DataError: A line has more or fewer columns than the header.
         """
         done = 0
+        if not self.columns:
+            return
         text = {column: pa.string() for column in self.columns}
         convert = pa.csv.ConvertOptions(
             column_types=text, include_columns=self.columns, strings_can_be_null=True, null_values=[""]
