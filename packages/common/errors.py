@@ -146,12 +146,29 @@ def run_command(main: Callable[[], None]) -> None:
         main()
 
 
+def _keep_lines(command: click.Command) -> None:
+    """Give click the control character where a docstring, being a raw one, has a backslash and a letter."""
+    if command.help:
+        command.help = command.help.replace("\\b", "\b")
+
+
 class HouseGroup(click.Group):
     """A click group whose commands end in one line per mistake and exit code 2, never in a traceback."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        _keep_lines(self)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command; paragraphs of its help after a line with click's mark for that keep their lines.
+
+        Args:
+            cmd: The command.
+            name: Its name, by default its own.
+        """
+        _keep_lines(cmd)
+        super().add_command(cmd, name)
 
     def main(
         self,

@@ -35,7 +35,12 @@ def group() -> None:
 @click.option("--rows", type=int, required=True)
 @click.option("--fault", type=click.Choice(["none", "two", "disk", "file", "interrupt", "bug", "code"]))
 def work(rows: int, fault: str) -> None:
-    """Do something."""
+    r"""Do something.
+
+    \b
+    one   the first
+    two   the second
+    """
     if fault == "two":
         raise ConfigError("a: unknown key", "b: expected\na number")
     if fault == "disk":
@@ -53,6 +58,12 @@ def work(rows: int, fault: str) -> None:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(group, list(arguments))
+
+
+def test_marked_lines_of_the_help_stay_lines() -> None:
+    shown = run("work", "--help").output
+    assert "  one   the first\n  two   the second\n" in shown
+    assert "\\b" not in shown
 
 
 def test_an_error_holds_every_message() -> None:
