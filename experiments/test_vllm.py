@@ -14,6 +14,7 @@ Leaves test-vllm.json in the work folder: pairs per minute of both, and what was
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ sys.path.insert(0, str(REPO / "packages"))
 from causalneg.commands import find_world, mine_set  # noqa: E402
 from causalneg.formats import Dataset, read_dataset, read_examples  # noqa: E402
 from causalneg.generation.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
-from causalneg.generation.journal import read_totals  # noqa: E402
+from causalneg.generation.journal import Journal, Record, read_totals  # noqa: E402
 from causalneg.generation.llm import LLMWriter, Written  # noqa: E402
 from causalneg.generation.model_set import ModelSettings, make_backend, write_model_set  # noqa: E402
 from causalneg.generation.pipeline import pairs_from  # noqa: E402
@@ -135,11 +136,17 @@ def write(work: Path, out: Path, backend: str, endpoint: str, pairs: int, more: 
 
 
 def start(
-    work: Path, out: Path, backend: str, endpoint: str, pairs: int, more: Sequence[str] = ()
+    work: Path,
+    out: Path,
+    backend: str,
+    endpoint: str,
+    pairs: int,
+    more: Sequence[str] = (),
+    die_after: int = 0,
 ) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own, so that it dies with all its engines."""
     command = [sys.executable, __file__, "--work", str(work), "--child", backend, "--out", str(out)]
-    command += ["--endpoint", endpoint, "--pairs", str(pairs)]
+    command += ["--endpoint", endpoint, "--pairs", str(pairs), "--die-after", str(die_after)]
     command += [part for setting in more for part in ("--more", setting)]
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -154,19 +161,31 @@ def finish(work: Path, out: Path, backend: str, endpoint: str, pairs: int, more:
 
 
 def run_and_kill(work: Path, out: Path, backend: str, endpoint: str, pairs: int) -> bytes:
-    """Run until half of the pairs are done, then kill everything; what the journal held then."""
+    """Run until at least half of the pairs are done, everything killed then; what the journal holds."""
     journal = out.with_suffix(".journal")
-    process = start(work, out, backend, endpoint, pairs)
-    while process.poll() is None:
-        time.sleep(0.05)
-        if journal.is_file() and journal.stat().st_size and read_totals(journal).done >= pairs // 2:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            break
+    process = start(work, out, backend, endpoint, pairs, die_after=pairs + pairs // 2)
+    process.wait()
+    check(process.returncode == -signal.SIGKILL, f"{out.name}: killed, by kill -9, engines included")
     done = read_totals(journal).done
-    check(0 < done < pairs, f"killed with {done} of {pairs} pairs done")
+    check(pairs // 2 <= done < pairs, f"killed with {done} of {pairs} pairs done")
     content = journal.read_bytes()
     return content[: content.rfind(b"\n") + 1]
+
+
+def kill_group_after(calls: int) -> None:
+    """Kill this process and its engines as soon as the journal holds so many calls.
+
+    Whoever looks at the journal from outside may see half of the pairs done only when all are.
+    """
+    add = Journal.add
+    written = itertools.count(1)
+
+    def add_and_die(journal: Journal, record: Record) -> None:
+        add(journal, record)
+        if next(written) >= calls:
+            os.killpg(0, signal.SIGKILL)
+
+    setattr(Journal, "add", add_and_die)  # noqa: B010 - a type checker forbids the plain assignment
 
 
 def records(journal: Path) -> list[dict[str, Any]]:
@@ -291,6 +310,7 @@ def main() -> None:
     parser.add_argument("--child", choices=["vllm", "openai"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--die-after", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--more", action="append", default=[], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work, pairs = given.work.resolve(), given.pairs
@@ -298,6 +318,8 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if given.child:
+        if given.die_after:
+            kill_group_after(given.die_after)
         write(work, given.out, given.child, given.endpoint, pairs, given.more)
         return
     for old in work.glob("*.jsonl"):
