@@ -87,7 +87,7 @@ reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plo
 	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
+reproduce-retrieval: $(STAMP) $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP)) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
 	$(BIN)/python experiments/reproduce_retrieval.py --study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 

@@ -9,6 +9,10 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -21,7 +25,7 @@ import torch
 
 from causalneg.arms import check_arms
 from causalneg.commands import beside, generate_set, mine_set
-from causalneg.formats import read_dataset, write_dataset
+from causalneg.formats import read_dataset, read_examples, write_dataset, write_examples
 from causalneg.generation.style import mixed_corpus
 from causalneg.mining import MiningRules
 from causalneg.module import TrainConfig
@@ -29,11 +33,16 @@ from causalneg.study_report import Head, bm25_line, retrieval_rows, study_plots,
 from causalneg.training import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
-from common.errors import ConfigError, DataError, exit_on_mistake, suggest
+from common.errors import BackendError, ConfigError, DataError, exit_on_mistake, suggest
 from common.files import atomic_folder, atomic_write
 from common.study import RunSpec, Study, Worker, is_done, nested, run, say
+from world_lm import CONTEXT, LIMITS, Lesson, teach
 
+ROOT = Path(__file__).resolve().parents[1]
 STUDIES = Path(__file__).parent / "retrieval"
+
+TAUGHT = "world-lm"
+"""The writer that is a language model taught by the study."""
 
 BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
 
@@ -46,8 +55,12 @@ class RetrievalStudy(Study):
     one seed, and shared by all seeds of all arms.
 
     Args:
-        sets: How each training set is made: ``{mine: bm25 or dense, ...rules}``, ``{write: rules or naive,
-            artifact: 0..1, from: a mined set, voices: rewritten mined negatives per query}``.
+        sets: How each training set is made: ``{mine: bm25 or dense, ...rules}``, ``{take: queries, from: a
+            set}`` (drawn at random), ``{write: rules or naive, artifact: 0..1, from: a mined set, voices:
+            rewritten mined negatives per query}``, ``{write: world-lm, from: a mined set,
+            temperature: 0.7, batch: 64, engine: an environment with vLLM; without one transformers writes}``.
+        teach: The language model that ``world-lm`` writes with, taught the world by the rules: ``{from: a
+            mined set, minutes: 20, ...}``, whatever :class:`world_lm.Lesson` knows.
         start: Training of the encoder that all arms start from, by dotted key; empty starts from scratch.
         train_split: Split that is mined and trained on.
         truth_split: Split with every true positive of the training queries, where that is known.
@@ -56,6 +69,7 @@ class RetrievalStudy(Study):
     """
 
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teach: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     train_split: str = "train"
     truth_split: str | None = None
@@ -68,13 +82,27 @@ class RetrievalStudy(Study):
         mistakes: list[str] = []
         seen: list[str] = []
         for name, options in self.sets.items():
-            kinds = [k for k in ("mine", "write") if k in options]
+            kinds = [k for k in ("mine", "take", "write") if k in options]
             if len(kinds) != 1:
-                mistakes.append(f"sets.{name}: needs one of mine and write")
-            if "write" in options and options.get("from") not in seen:
+                mistakes.append(f"sets.{name}: needs one of mine, take and write")
+            if "mine" not in options and options.get("from") not in seen:
                 word = f"sets.{name}.from: {options.get('from')!r} is not a set before it"
                 mistakes.append(word + suggest(str(options.get("from")), seen))
+            if options.get("write") == TAUGHT and not self.teach:
+                mistakes.append(
+                    f"sets.{name}: {TAUGHT} writes with a model that is taught; give the study teach"
+                )
             seen.append(name)
+        if self.teach:
+            learned = self.sets.get(str(self.teach.get("from")), {})
+            if "mine" not in learned:
+                mistakes.append(f"teach.from: {self.teach.get('from')!r} is not a mined set")
+            if self.data.get("format") != "world":
+                mistakes.append("teach: what the model learns from is only known of a world")
+            try:
+                config.load(Lesson, None, base={k: v for k, v in self.teach.items() if k != "from"})
+            except ConfigError as error:
+                mistakes += [f"teach.{line}" for line in error.messages]
         for arm, settings in self.arms.items():
             own = nested(self.base, settings)
             used = [str(entry.get("path")) for entry in own.get("sets", [])]
@@ -200,14 +228,29 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: i
     files = {name: out / "sets" / f"{name}.jsonl" for name in study.sets}
     prints: dict[str, str] = {"": print_}
     waiting: list[_SetOrder] = []
+    spoken: list[_SetOrder] = []
+    lesson = {k: v for k, v in study.teach.items() if k != "from"}
+    model = out / TAUGHT
     for name, how in study.sets.items():
         wanted = {"from": prints[how.get("from", "")], **{k: v for k, v in how.items() if k != "from"}}
+        taught = how.get("write") == TAUGHT
+        if taught:
+            wanted["model"] = {"from": prints[str(study.teach["from"])], **lesson}
         source_set = files.get(how.get("from", ""))
         order = _SetOrder(files[name], how, source_set, data, start, study.train_split, study.truth_split)
         prints[name] = _hash(wanted)
         if not _is_made(files[name], wanted):
-            waiting.append(dataclasses.replace(order, wanted=wanted))
+            (spoken if taught else waiting).append(dataclasses.replace(order, wanted=wanted))
     _make_sets(waiting, workers)
+    if spoken:
+        # By themselves and with all threads: each takes longer than all other sets together.
+        torch.set_num_threads(workers)
+        source_set = files[str(study.teach["from"])]
+        about = {"from": prints[str(study.teach["from"])], **lesson}
+        _once(model, about, lambda: teach(data, source_set, model, config.load(Lesson, None, base=lesson)))
+        for order in spoken:
+            say(f"making {order.path}")
+            _write_taught(order, model)
     whole = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
     return Prepared(data, mixed, files, start, whole)
 
@@ -283,6 +326,10 @@ def _make_set(order: _SetOrder) -> None:
         mine_set(
             order.data, path, split=order.train_split, rules=rules, encoder=encoder, truth=order.truth_split
         )
+    elif "take" in how and order.source is not None:
+        examples = read_examples(order.source)
+        drawn = random.Random(0).sample(range(len(examples)), min(int(how["take"]), len(examples)))
+        write_examples(path, [examples[number] for number in sorted(drawn)])
     elif order.source is not None:
         voices = int(how.get("voices", 0))
         beside(path, ".journal").unlink(missing_ok=True)
@@ -291,6 +338,37 @@ def _make_set(order: _SetOrder) -> None:
             both_voices=voices > 0, voices_per_query=voices,
         )  # fmt: skip
     atomic_write(_marker(path), _written(order.wanted))
+
+
+def _write_taught(order: _SetOrder, model: Path) -> None:
+    """Let the taught model write a set, as the command does it; killed and called again, it goes on.
+
+    Raises:
+        BackendError: The command failed; it has said why.
+    """
+    engine = order.how.get("engine")
+    python = ROOT / str(engine) / "bin" / "python" if engine else Path(sys.executable)
+    if not python.is_file():
+        raise BackendError(
+            f"sets.{order.path.stem}.engine: there is no {python}; `make test-vllm` makes it, "
+            "or leave engine out and transformers writes, which takes several times as long"
+        )
+    chosen: dict[str, Any] = {f"limits.{name}": value for name, value in vars(LIMITS).items()}
+    chosen["temperature"] = order.how.get("temperature", 0.7)
+    texts = int(order.how.get("batch", 64))
+    if engine:
+        chosen |= {"vllm.sequences": texts, "vllm.context": CONTEXT, "vllm.attempts": 2}
+        chosen["vllm.engine"] = "{dtype: float32, enforce_eager: true}"
+    else:
+        chosen |= {"local.batch": texts, "local.attempts": 2}
+    command = [str(python), "-m", "causalneg.cli", "generate", str(order.data), str(order.source)]
+    command += [str(order.path), "--backend", "vllm" if engine else "transformers", "--model", str(model)]
+    command += [f"{name}={value}" for name, value in chosen.items()]
+    paths = f"{ROOT / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if subprocess.run(command, env={**quiet, **os.environ, "PYTHONPATH": paths}, check=False).returncode:
+        raise BackendError(f"{order.path}: the model could not write it, see above; what it has is kept")
+    atomic_write(_marker(order.path), _written(order.wanted))
 
 
 def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> None:

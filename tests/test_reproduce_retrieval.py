@@ -120,8 +120,12 @@ def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: 
         ("path: rules, count: 1}], voices", "path: rule, count: 1}], voices", "no set 'rule'; did you mean"),
         ("from: bm25,", "from: dense2,", "is not a set before it"),
         ("reference: bm25", "reference: bm26", "no arm 'bm26'"),
-        ("{mine: bm25, count: 8", "{count: 8", "needs one of mine and write"),
+        ("{mine: bm25, count: 8", "{count: 8", "needs one of mine, take and write"),
         ("holdout: 0.2", "holdout: 2.0", "holdout"),
+        ("write: rules", "write: world-lm", "writes with a model that is taught; give the study teach"),
+        ("start: {", "teach: {from: rules, minutes: 1}\nstart: {", "teach.from: 'rules' is not a mined set"),
+        ("start: {", "teach: {from: bm25, minuts: 1}\nstart: {", "minuts"),
+        ("start: {", "teach: {from: bm25, minutes: 0}\nstart: {", "minutes: must be above 0"),
     ],
 )
 def test_mistakes_show_before_anything_is_made(
