@@ -358,7 +358,11 @@ def _write_taught(order: _SetOrder, model: Path) -> None:
     texts = int(order.how.get("batch", 64))
     if engine:
         chosen |= {"vllm.sequences": texts, "vllm.context": CONTEXT, "vllm.attempts": 2}
-        chosen["vllm.engine"] = "{dtype: float32, enforce_eager: true}"
+        # It has learnt JSON with a space after colon and comma, and is not held to another layout.
+        spaces = "{backend: xgrammar, disable_any_whitespace: false}"
+        chosen["vllm.engine"] = (
+            f"{{dtype: float32, enforce_eager: true, structured_outputs_config: {spaces}}}"
+        )
     else:
         chosen |= {"local.batch": texts, "local.attempts": 2}
     command = [str(python), "-m", "causalneg.cli", "generate", str(order.data), str(order.source)]
