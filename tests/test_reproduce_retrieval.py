@@ -107,6 +107,35 @@ def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == times
 
 
+@pytest.mark.slow
+def test_a_model_that_the_study_teaches_writes_a_set(tmp_path: Path) -> None:
+    study, out = tmp_path / "taught.yaml", tmp_path / "out"
+    sets = "  some: {take: 12, from: bm25}\n  model: {write: world-lm, from: some, batch: 12}\n"
+    arms = (
+        "  some: {sets: [{path: some, count: 5}]}\n  model: {sets: [{path: some, count: 4}, {path: model}]}\n"
+    )
+    before, rest = TINY.split("arms:\n")
+    base = rest[rest.index("base:") :]
+    text = before.replace("seeds: [0, 1]", "seeds: [0]").replace("reference: bm25", "reference: some")
+    text += f"{sets}teach: {{from: bm25, minutes: 0.1, device: cpu}}\narms:\n{arms}{base}"
+    study.write_text(text)
+    done = reproduce("--study", study, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "written kept" in done.stdout  # the set has its line in the table, with its shares by truth
+    assert len((out / "sets" / "some.jsonl").read_text().splitlines()) == 12
+    lesson = json.loads((out / "world-lm" / "world-lm.json").read_text())
+    assert lesson["lesson"]["minutes"] == 0.1
+    assert not list(out.glob(".world-lm.*.state"))
+    journal = (out / "sets" / "model.journal").read_text()
+    again = reproduce("--study", study, "--out", out)
+    assert again.stdout == done.stdout
+    assert (out / "sets" / "model.journal").read_text() == journal
+    study.write_text(text.replace("batch: 12}", "batch: 12, engine: nowhere}"))
+    wrong = reproduce("--study", study, "--out", out)
+    assert wrong.returncode == 2
+    assert "sets.model.engine: there is no" in wrong.stderr
+
+
 def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: Path) -> None:
     shown = inside(script, "--study", study, "--out", tmp_path / "out", "--dry-run")
     assert shown.exit_code == 0, shown.output
