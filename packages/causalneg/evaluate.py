@@ -96,7 +96,7 @@ def evaluate_encoder(
     depth: int = 100,
     index: Index = "exact",
     devices: Sequence[str] = (),
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: bool = False,
 ) -> list[Evaluation]:
@@ -111,7 +111,7 @@ def evaluate_encoder(
         depth: Documents kept per query.
         index: ``exact``, ``hnsw`` or ``ivf``.
         devices: Devices that the search is spread over; empty: the CPU.
-        batch_tokens: Tokens per forward pass.
+        batch_tokens: Tokens per forward pass; None takes the encoder's own number.
         cache: Folder for token ids.
         progress: Whether to show a progress bar.
 
@@ -140,7 +140,7 @@ def evaluate_views(
     depth: int = 100,
     index: Index = "exact",
     devices: Sequence[str] = (),
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: bool = False,
 ) -> list[list[Evaluation]]:
@@ -155,7 +155,7 @@ def evaluate_views(
         depth: Documents kept per query.
         index: ``exact``, ``hnsw`` or ``ivf``.
         devices: Devices that the search is spread over; empty: the CPU.
-        batch_tokens: Tokens per forward pass.
+        batch_tokens: Tokens per forward pass; None takes the encoder's own number.
         cache: Folder for token ids.
         progress: Whether to show a progress bar.
 

@@ -53,6 +53,9 @@ class Encoder(nn.Module, ABC):
 
     kind: ClassVar[str]
 
+    encoded_at_once: ClassVar[int] = 16384
+    """Tokens that are encoded in one pass, unless told otherwise."""
+
     def __init__(
         self, *, dim: int, max_tokens: int, query_prompt: str = "", document_prompt: str = ""
     ) -> None:
@@ -343,7 +346,7 @@ def _chunks(tokens: Ragged, chunk_tokens: int) -> Iterator[tuple[Int[np.ndarray,
 
 
 def encode(
-    encoder: Encoder, tokens: Ragged, *, query: bool, batch_tokens: int = 16384, progress: bool = False
+    encoder: Encoder, tokens: Ragged, *, query: bool, batch_tokens: int | None = None, progress: bool = False
 ) -> Float[np.ndarray, "texts dim"]:
     """Vectors of any number of texts, without gradients, in the order given.
 
@@ -354,7 +357,7 @@ def encode(
         encoder: The encoder; put into evaluation mode meanwhile.
         tokens: What its ``tokenize`` gave.
         query: Whether the texts are queries.
-        batch_tokens: Tokens a chunk holds.
+        batch_tokens: Tokens a chunk holds; None takes the encoder's own number.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -372,7 +375,7 @@ def encode(
             torch.inference_mode(),
             tqdm(total=len(tokens), unit=" texts", disable=not progress, leave=False) as bar,
         ):
-            for rows, chunk in _chunks(tokens, batch_tokens):
+            for rows, chunk in _chunks(tokens, batch_tokens or encoder.encoded_at_once):
                 ids = torch.from_numpy(np.ascontiguousarray(chunk.values)).to(device)
                 offsets = torch.from_numpy(np.ascontiguousarray(chunk.offsets)).to(device)
                 out[rows] = encoder(ids, offsets, query=query).float().cpu().numpy()

@@ -119,6 +119,9 @@ class HFEncoder(Encoder):
 
     kind: ClassVar[str] = "transformer"
 
+    # Larger arrays than these make are given back to the system after each use, and cleared for the next.
+    encoded_at_once: ClassVar[int] = 8192
+
     def __init__(
         self,
         model: Any,
