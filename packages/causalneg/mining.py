@@ -36,7 +36,7 @@ SHINGLE = 5
 """Words in a row that are compared to find near-duplicates."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-_WORK = 1 << 22  # sequences compared at a time
+_WORK = 1 << 20  # sequences compared at a time
 _BINS = 20
 _CHECKED = 16_384  # cached embeddings in memory at a time
 

@@ -27,7 +27,7 @@ LINKS = 32
 """Neighbours of a document in the graph of ``hnsw``."""
 
 _QUERIES = 1_024  # queries whose scores with one block of documents are in memory at a time
-_NUMBERS = 1 << 22  # numbers of gathered embeddings in memory at a time
+_NUMBERS = 1 << 20  # numbers of gathered embeddings in memory at a time
 _PAIRS = 16_384  # pairs of a query and a text that are scored at a time
 _GPU_MOST = 2_048  # what faiss returns at most on a GPU
 _HALF = 2.0**-24  # half the distance from 1 to the next float32
@@ -271,6 +271,9 @@ def _kept(
     k: int,
 ) -> tuple[Float[Tensor, "queries kept"], Int[Tensor, "queries kept"]]:
     """The best k of what was held and of a block of new scores, in falling order."""
+    if not scores.shape[1]:
+        scores, chosen = new.topk(min(k, new.shape[1]), dim=1)
+        return scores, chosen + start
     if scores.shape[1] < k:
         places = torch.arange(start, start + new.shape[1], device=new.device).expand(len(new), -1)
     else:
