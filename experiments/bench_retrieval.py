@@ -1,6 +1,6 @@
 """Speed and memory of training, encoding and mining, beside sentence-transformers where it is installed.
 
-    python experiments/bench_retrieval.py [--turns N] [--seconds S] [--quick]
+    python experiments/bench_retrieval.py [--turns N] [--seconds S] [--quick] [--only PART]
 
 Generates text like Wikipedia's passages in length and word frequencies, and a BERT-mini with random weights
 (4 layers, 256 wide, 4 heads, inner width 1024). Each side runs in a process of its own, so that its peak
@@ -56,6 +56,7 @@ TURNS = 3
 PATIENCE = 30.0
 """Seconds: a kind of step that takes longer gets one turn."""
 
+PARTS = ("regularisers", "training", "encoding", "mining")
 TARGET_TRAINING = 1.3
 TARGET_ENCODING = 1.0
 TARGET_MEMORY = 2.0
@@ -417,6 +418,7 @@ class Bench:
         with_peer: Whether the peer is there.
         turns: Turns of each side.
         seconds: Least length of a turn; a step is never cut.
+        parts: Which of :data:`PARTS` are measured.
     """
 
     sizes: Sizes
@@ -425,6 +427,7 @@ class Bench:
     with_peer: bool
     turns: int
     seconds: float
+    parts: tuple[str, ...] = PARTS
 
     def rows(self, say: Callable[[str], None], keep: Callable[[list[dict[str, Any]]], None]) -> None:
         """Measure every part.
@@ -444,20 +447,20 @@ class Bench:
             keep([finished(one, rate) for one in found])
 
         with self.start("regularisers") as side:
-            say("regularisers")
-            add(self.regularisers(side))
-            for name, cached, batch in (
-                ("plain", False, sizes.plain),
-                ("cached gradients", True, sizes.cached),
-            ):
+            if "regularisers" in self.parts:
+                say("regularisers")
+                add(self.regularisers(side))
+            kinds = (("plain", False, sizes.plain), ("cached gradients", True, sizes.cached))
+            for name, cached, batch in kinds if "training" in self.parts else ():
                 say(f"training, {name}")
                 request = {"data": self.files / "training.json", "batch_size": batch, "cached": cached}
                 what = f"training, {name}, batch {batch}"
                 add(self.pair(what, "queries/s", "train", request, "bert", TARGET_TRAINING))
-            say("encoding")
-            request = {"data": self.files / "encoded.json"}
-            add(self.pair("encoding", "documents/s", "encode", request, "bert", TARGET_ENCODING))
-            for part in self.mining(say):
+            if "encoding" in self.parts:
+                say("encoding")
+                request = {"data": self.files / "encoded.json"}
+                add(self.pair("encoding", "documents/s", "encode", request, "bert", TARGET_ENCODING))
+            for part in self.mining(say) if "mining" in self.parts else ():
                 add(part)
 
     def regularisers(self, side: Asked) -> list[dict[str, Any]]:
@@ -611,8 +614,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--turns", default=TURNS, show_default=True, type=click.IntRange(1), help="Turns of each side.")
 @click.option("--seconds", default=4.0, show_default=True, help="Least length of a turn; no step is cut.")
 @click.option("--quick", is_flag=True, help="Tiny sizes, one turn: shows that it runs, not how fast.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only this part; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results.")
-def main(turns: int, seconds: float, quick: bool, out: Path | None) -> None:
+def main(turns: int, seconds: float, quick: bool, only: tuple[str, ...], out: Path | None) -> None:
     """Measure training, encoding and mining, and print a table, beside sentence-transformers."""
     begin = time.perf_counter()
     sizes = QUICK if quick else Sizes()
@@ -640,6 +644,7 @@ def main(turns: int, seconds: float, quick: bool, out: Path | None) -> None:
             with_peer=with_peer,
             turns=1 if quick else turns,
             seconds=0.0 if quick else seconds,
+            parts=only or PARTS,
         )
         bench.rows(say, keep)
     click.echo(table(rows), nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -187,6 +188,13 @@ def test_every_part_runs(bench: ModuleType, worker: ModuleType, sizes: Any, file
     assert all(one["peer"] is not None for one in rows[:2])
     assert all(one["peer"] is None for one in rows[2:])
     assert said[0] == "regularisers"
+
+
+def test_one_part_runs_by_itself(bench: ModuleType, worker: ModuleType, sizes: Any, files: Any) -> None:
+    kept: list[list[dict[str, Any]]] = []
+    whole = make_bench(bench, worker, sizes, files, with_peer=False)
+    dataclasses.replace(whole, parts=("encoding",)).rows(lambda part: None, kept.append)
+    assert [[one["what"] for one in rows] for rows in kept] == [["encoding"]]
 
 
 @pytest.mark.slow
