@@ -370,7 +370,9 @@ def _write_taught(order: _SetOrder, model: Path) -> None:
     command += [f"{name}={value}" for name, value in chosen.items()]
     paths = f"{ROOT / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     quiet = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    if subprocess.run(command, env={**quiet, **os.environ, "PYTHONPATH": paths}, check=False).returncode:
+    environment = {**quiet, **os.environ, "PYTHONPATH": paths}
+    # What it prints goes where progress goes: the table alone is the study's output.
+    if subprocess.run(command, env=environment, stdout=2, check=False).returncode:
         raise BackendError(f"{order.path}: the model could not write it, see above; what it has is kept")
     atomic_write(_marker(order.path), _written(order.wanted))
 
