@@ -87,7 +87,9 @@ reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plo
 	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-reproduce-retrieval: $(STAMP) $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP)) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
+# The study world-lm lets a language model write, on the engine's CPU build.
+reproduce-retrieval: $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP))
+reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
 	$(BIN)/python experiments/reproduce_retrieval.py --study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 

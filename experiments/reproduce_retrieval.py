@@ -92,6 +92,10 @@ class RetrievalStudy(Study):
                 mistakes.append(
                     f"sets.{name}: {TAUGHT} writes with a model that is taught; give the study teach"
                 )
+            elif options.get("write") == TAUGHT and self.teach.get("from") not in seen:
+                mistakes.append(
+                    f"sets.{name}: must come after {self.teach.get('from')!r}, which is learnt from"
+                )
             seen.append(name)
         if self.teach:
             learned = self.sets.get(str(self.teach.get("from")), {})
@@ -100,7 +104,7 @@ class RetrievalStudy(Study):
             if self.data.get("format") != "world":
                 mistakes.append("teach: what the model learns from is only known of a world")
             try:
-                config.load(Lesson, None, base={k: v for k, v in self.teach.items() if k != "from"})
+                self.lesson()
             except ConfigError as error:
                 mistakes += [f"teach.{line}" for line in error.messages]
         for arm, settings in self.arms.items():
@@ -111,6 +115,14 @@ class RetrievalStudy(Study):
         if self.reference not in self.arms:
             mistakes.append(f"reference: no arm {self.reference!r}{suggest(self.reference, self.arms)}")
         ConfigError.raise_if(mistakes)
+
+    def lesson(self) -> Lesson:
+        """How the language model is taught.
+
+        Raises:
+            ConfigError: A setting is unknown or out of range.
+        """
+        return config.load(Lesson, None, base={k: v for k, v in self.teach.items() if k != "from"})
 
 
 def find_study(name: str) -> RetrievalStudy:
@@ -229,25 +241,26 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: i
     prints: dict[str, str] = {"": print_}
     waiting: list[_SetOrder] = []
     spoken: list[_SetOrder] = []
-    lesson = {k: v for k, v in study.teach.items() if k != "from"}
-    model = out / TAUGHT
+    model, taught = out / TAUGHT, {}
     for name, how in study.sets.items():
         wanted = {"from": prints[how.get("from", "")], **{k: v for k, v in how.items() if k != "from"}}
-        taught = how.get("write") == TAUGHT
-        if taught:
-            wanted["model"] = {"from": prints[str(study.teach["from"])], **lesson}
+        if how.get("write") == TAUGHT:
+            wanted["model"] = taught = {**study.teach, "from": prints[str(study.teach["from"])]}
         source_set = files.get(how.get("from", ""))
         order = _SetOrder(files[name], how, source_set, data, start, study.train_split, study.truth_split)
         prints[name] = _hash(wanted)
         if not _is_made(files[name], wanted):
-            (spoken if taught else waiting).append(dataclasses.replace(order, wanted=wanted))
+            orders = waiting
+            if how.get("write") == TAUGHT:
+                _python_of(name, how)  # that it is missing is said before much time is spent
+                orders = spoken
+            orders.append(dataclasses.replace(order, wanted=wanted))
     _make_sets(waiting, workers)
     if spoken:
         # By themselves and with all threads: each takes longer than all other sets together.
         torch.set_num_threads(workers)
-        source_set = files[str(study.teach["from"])]
-        about = {"from": prints[str(study.teach["from"])], **lesson}
-        _once(model, about, lambda: teach(data, source_set, model, config.load(Lesson, None, base=lesson)))
+        learned = files[str(study.teach["from"])]
+        _once(model, taught, lambda: teach(data, learned, model, study.lesson()))
         for order in spoken:
             say(f"making {order.path}")
             _write_taught(order, model)
@@ -340,19 +353,29 @@ def _make_set(order: _SetOrder) -> None:
     atomic_write(_marker(path), _written(order.wanted))
 
 
+def _python_of(name: str, how: Mapping[str, Any]) -> Path:
+    """The Python that the taught model writes in.
+
+    Raises:
+        BackendError: There is no such environment.
+    """
+    python = ROOT / str(how["engine"]) / "bin" / "python" if "engine" in how else Path(sys.executable)
+    if not python.is_file():
+        raise BackendError(
+            f"sets.{name}.engine: there is no {python}; `make test-vllm` makes it, "
+            "or leave engine out and transformers writes, which takes several times as long"
+        )
+    return python
+
+
 def _write_taught(order: _SetOrder, model: Path) -> None:
     """Let the taught model write a set, as the command does it; killed and called again, it goes on.
 
     Raises:
         BackendError: The command failed; it has said why.
     """
-    engine = order.how.get("engine")
-    python = ROOT / str(engine) / "bin" / "python" if engine else Path(sys.executable)
-    if not python.is_file():
-        raise BackendError(
-            f"sets.{order.path.stem}.engine: there is no {python}; `make test-vllm` makes it, "
-            "or leave engine out and transformers writes, which takes several times as long"
-        )
+    engine = "engine" in order.how
+    python = _python_of(order.path.stem, order.how)
     chosen: dict[str, Any] = {f"limits.{name}": value for name, value in vars(LIMITS).items()}
     chosen["temperature"] = order.how.get("temperature", 0.7)
     texts = int(order.how.get("batch", 64))

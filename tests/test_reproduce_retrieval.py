@@ -153,6 +153,11 @@ def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: 
         ("holdout: 0.2", "holdout: 2.0", "holdout"),
         ("write: rules", "write: world-lm", "writes with a model that is taught; give the study teach"),
         ("start: {", "teach: {from: rules, minutes: 1}\nstart: {", "teach.from: 'rules' is not a mined set"),
+        (
+            "sets:\n  bm25: {mine: bm25, count: 8, depth: 40}\n",
+            "teach: {from: dense}\nsets:\n  bm25: {mine: bm25}\n  lm: {write: world-lm, from: bm25}\n",
+            "sets.lm: must come after 'dense', which is learnt from",
+        ),
         ("start: {", "teach: {from: bm25, minuts: 1}\nstart: {", "minuts"),
         ("start: {", "teach: {from: bm25, minutes: 0}\nstart: {", "minutes: must be above 0"),
     ],
