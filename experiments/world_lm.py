@@ -3,10 +3,10 @@
     python experiments/world_lm.py DATA MINED OUT [--minutes 20] [--device cpu]
 
 The rules write analyses, negatives and rewritten passages for the training questions of the world DATA, with
-the mined set MINED as candidates; a Qwen3 of about 10 M parameters learns these conversations from scratch,
-word for word as ``causalneg generate`` will hold them. What it writes afterwards is its own: mostly the
-world's grammar, with the slips and habits of a model. Its chat template leaves the system message out, which
-never changes and which it need not read.
+the mined set MINED as candidates; a Qwen3 of about 11 M parameters learns these conversations from scratch,
+word for word as ``causalneg generate`` will hold them. It begins with what is easy: repeating and rewriting
+passages. What it writes afterwards is its own: mostly the world's grammar, with the slips and habits of a
+model. Its chat template leaves the system message out, which never changes and which it need not read.
 
 OUT is a model folder for the backends ``transformers`` and ``vllm``, with world-lm.json: settings, tokens
 seen, time, and the loss on held-out conversations. Training stops when the time is up; 20 minutes on 2 cores.
@@ -67,10 +67,10 @@ LIMITS = Limits(
 """How it is asked, in lessons and afterwards: for little, since every token costs a small machine time."""
 
 CONTEXT = 4096
-_PROMPT_WEIGHT = 0.2
-_EASY_SHARE = 0.3
+_PROMPT_WEIGHT = 0.2  # of a token that it need not write
+_EASY_SHARE = 0.3  # of the time, for repeating passages and rewriting them
+_SHORT = 300  # tokens of a conversation that counts as easy
 _HELD_OUT = 64
-_SHORT = 300
 _KEEP_SECONDS = 120.0
 _WIDTH, _LAYERS, _HEADS, _INNER = 512, 3, 8, 1408
 
