@@ -41,16 +41,15 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
     are heavy-tailed: over half of the users have fewer than 100 behaviours but give a seventh of the
     rows. Since the true probability is kept, evaluations also show the best possible figures.
     """
+    from lain.memory import out_of_memory
     from lain.world import WorldConfig, make_world
 
     config = WorldConfig(seed=seed).for_users(users)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
-    try:
+    with out_of_memory(f"lower --users={users}"):
         make_world(config, out)
-    except MemoryError as error:
-        raise ConfigError(f"not enough memory; lower --users={users}") from error
     click.echo(out)
 
 
