@@ -17,7 +17,14 @@ from causalneg.formats import Report as Tell
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import data_card, generate, pairs_from, preview, rewrite_examples
 from causalneg.generation.verify import verify
-from causalneg.mining import MiningReport, MiningRules, cached_embeddings, candidates_bm25, candidates_dense
+from causalneg.mining import (
+    Candidates,
+    MiningReport,
+    MiningRules,
+    cached_embeddings,
+    candidates_bm25,
+    candidates_dense,
+)
 from causalneg.mining import mine as mine_rules
 from causalneg.search import Index, check_device
 from causalneg.world import World
@@ -81,24 +88,38 @@ def mine_set(
     """
     splits = [split, *([truth] if truth else [])]
     dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=tell)
-    model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
-    if model is None:
-        backend, found = "bm25", candidates_bm25(dataset, split, rules.depth)
+    if encoder is None:
+        backend, found, cut = "bm25", candidates_bm25(dataset, split, rules.depth), 0
     else:
-        place(model, devices)
-        queries = encode(
-            model, model.tokenize([q.text for q in dataset.split_queries(split)], query=True), query=True
-        )
-        documents = corpus_embeddings(model, dataset, cache=cache, progress=progress)
-        backend, found = "dense", candidates_dense(
-            dataset, split, queries, documents, rules.depth, index=index, devices=searching(index, devices)
-        )  # fmt: skip
+        model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
+        found = _found_by(model, dataset, split, rules.depth, cache, index, devices, progress)
+        backend, cut = "dense", model.cut
+        del model  # neither it nor the embeddings are needed from here on
     judged = dataset.qrels[truth] if truth else None
     examples, report = mine_rules(dataset, split, found, rules, backend=backend, seed=seed, truth=judged)
-    report = dataclasses.replace(report, texts_cut=model.cut if model is not None else 0)
+    report = dataclasses.replace(report, texts_cut=cut)
     write_examples(out, examples)
     atomic_write(beside(out, ".report.json"), report.to_json() + "\n")
     return report
+
+
+def _found_by(
+    encoder: Encoder,
+    dataset: Dataset,
+    split: str,
+    depth: int,
+    cache: Path | None,
+    index: Index,
+    devices: Sequence[str],
+    progress: bool,
+) -> Candidates:
+    """What an encoder finds for the queries of a split."""
+    place(encoder, devices)
+    texts = [query.text for query in dataset.split_queries(split)]
+    queries = encode(encoder, encoder.tokenize(texts, query=True), query=True)
+    documents = corpus_embeddings(encoder, dataset, cache=cache, progress=progress)
+    spread = searching(index, devices)
+    return candidates_dense(dataset, split, queries, documents, depth, index=index, devices=spread)
 
 
 def place(encoder: Encoder, devices: Sequence[str]) -> None:

@@ -12,15 +12,16 @@ import hashlib
 import json
 import re
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, UInt64
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64, Shaped, UInt64
 
 from causalneg.formats import Dataset
 from causalneg.schema import Example, Negative, Passage, Query
@@ -220,26 +221,27 @@ class Shingles:
         texts: The texts.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        known: dict[str, int] = {}
-        words = [[_word_hash(word, known) for word in _WORD.findall(text.casefold())] for text in texts]
-        padded = Ragged.from_lists(
-            [row + [0] * (SHINGLE - len(row)) if row else row for row in words], np.uint64
+    def __init__(self, texts: Iterable[str]) -> None:
+        hashes, ends = _sequences(texts)
+        text = np.repeat(np.arange(len(ends) - 1, dtype=np.int32), np.diff(ends))
+        order = np.argsort(hashes, kind="stable")
+        hashes, text = hashes[order], text[order]
+        once = _differs(hashes) | _differs(text)  # the same sequence again in a text says nothing new
+        hashes, text = hashes[once], text[once]
+        self._sizes = np.bincount(text, minlength=len(ends) - 1)
+        starts = np.flatnonzero(_differs(hashes))
+        holders = np.diff(starts, append=len(text))
+        # Nor does one that no other text has: it counts in the size alone.
+        text = text[np.repeat(holders > 1, holders)]
+        self._texts = scipy.sparse.csr_matrix(
+            (
+                np.ones(len(text), dtype=np.float32),
+                text,
+                np.concatenate(([0], np.cumsum(holders[holders > 1]))),
+            ),
+            shape=(np.count_nonzero(holders > 1), len(ends) - 1),
         )
-        each = np.maximum(padded.lengths - SHINGLE + 1, 0)
-        start = span_positions(padded.offsets[:-1], each)
-        hashes = np.zeros(len(start), dtype=np.uint64)
-        for step in range(SHINGLE):
-            hashes = _mix(hashes ^ padded.values[start + step])
-        columns = np.unique(hashes, return_inverse=True)[1]
-        ends = np.concatenate(([0], np.cumsum(each)))
-        sets = scipy.sparse.csr_matrix(
-            (np.ones(len(columns), dtype=np.float32), columns, ends),
-            shape=(len(texts), 1 + columns.max(initial=0)),
-        )
-        sets.sum_duplicates()
-        sets.data[:] = 1
-        self._sets, self._texts, self._sizes = sets, sets.T.tocsr(), np.diff(sets.indptr)
+        self._sets = self._texts.T.tocsr()
 
     def share(
         self, first: Int[np.ndarray, " pairs"], second: Int[np.ndarray, " pairs"]
@@ -267,7 +269,33 @@ class Shingles:
             if len(found):
                 common[part] = np.where(found[place] == keys[part], products.data[place], 0)
         shorter = np.minimum(self._sizes[one], self._sizes[other])
+        common = np.where(one == other, shorter, common)
         return np.asarray((common / np.maximum(shorter, 1))[where])
+
+
+def _sequences(
+    texts: Iterable[str],
+) -> tuple[UInt64[np.ndarray, " sequences"], Int64[np.ndarray, " texts_plus_one"]]:
+    """Hashes of the sequences of each text, one text after the other, and where each ends."""
+    known: dict[str, int] = {}
+    words, ends = array("Q"), [0]
+    for text in texts:
+        words.extend(_word_hash(word, known) for word in _WORD.findall(text.casefold()))
+        if len(words) > ends[-1]:
+            words.extend([0] * (SHINGLE - (len(words) - ends[-1])))
+        ends.append(len(words))
+    values, begin = np.frombuffer(words, dtype=np.uint64), np.array(ends, dtype=np.int64)
+    hashes = np.zeros(max(0, len(values) - SHINGLE + 1), dtype=np.uint64)
+    for step in range(SHINGLE):
+        hashes ^= values[step : step + len(hashes)]
+        hashes = _mix(hashes)
+    each = np.maximum(np.diff(begin) - SHINGLE + 1, 0)
+    return hashes[span_positions(begin[:-1], each)], np.concatenate(([0], np.cumsum(each)))
+
+
+def _differs(values: Shaped[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Whether each value differs from the one before it; the first does."""
+    return np.concatenate((np.ones(min(1, len(values)), dtype=bool), values[1:] != values[:-1]))
 
 
 def _word_hash(word: str, known: dict[str, int]) -> int:
@@ -280,9 +308,11 @@ def _word_hash(word: str, known: dict[str, int]) -> int:
 def _mix(values: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """Splitmix64: a bijection of 64-bit numbers that looks random. Source: Steele et al. 2014."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(values ^ (values >> np.uint64(31)))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values ^= values >> np.uint64(shift)
+        values *= np.uint64(factor)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 # --- Rules ----------------------------------------------------------------------------------------------
@@ -437,7 +467,7 @@ def mine(
     order = _order(dataset, queries, rows, rules.pick, seed)
     if rules.near_duplicate is not None or rules.distinct is not None:
         used = np.unique(np.concatenate((rows[chosen.keep], candidates.positives.values)))
-        shingles = Shingles([dataset.documents[row].content for row in used])
+        shingles = Shingles(dataset.documents[row].content for row in used)
         if rules.near_duplicate is not None:
             bad = _near_positive(shingles, used, chosen, candidates.positives, rules.near_duplicate)
             chosen.exclude("near-duplicate of a positive", bad)
@@ -491,7 +521,17 @@ def _among(
     """Which rows are in the set of their query."""
     owner = np.repeat(np.arange(len(sets)), sets.lengths)
     keys = np.arange(len(rows))[:, None] * documents + rows
-    return np.asarray(np.isin(keys, owner * documents + sets.values) & (rows >= 0))
+    return np.asarray(_within(keys, owner * documents + sets.values) & (rows >= 0))
+
+
+def _within(values: Int64[np.ndarray, "..."], known: Int64[np.ndarray, " known"]) -> Bool[np.ndarray, "..."]:
+    """Which values are among the known ones; as numpy's isin, which takes seven times the arrays' memory."""
+    if not len(known):
+        return np.zeros(values.shape, dtype=bool)
+    known = np.sort(known)
+    place = np.searchsorted(known, values)
+    np.minimum(place, len(known) - 1, out=place)
+    return np.asarray(known[place] == values)
 
 
 def _exclude_by_score(
@@ -532,7 +572,7 @@ def _found(candidates: Candidates) -> Bool[np.ndarray, " positives"]:
     largest = 1 + max(candidates.rows.max(initial=0), candidates.positives.values.max(initial=0))
     query = np.repeat(np.arange(len(candidates.positives)), candidates.positives.lengths)
     keys = np.arange(len(candidates.rows))[:, None] * largest + candidates.rows
-    return np.isin(query * largest + candidates.positives.values, keys[candidates.rows >= 0])
+    return _within(query * largest + candidates.positives.values, keys[candidates.rows >= 0])
 
 
 def _near_positive(
@@ -632,8 +672,9 @@ def _report(
     scores = np.array([negative.score for _, negative in negatives], dtype=np.float64)
     both = np.concatenate((scores, candidates.positive_scores.astype(np.float64)))
     score_edges = np.histogram_bin_edges(both, bins=_BINS)
-    contents = Counter(
-        (query, dataset.document(negative.document_id or "").content) for query, negative in negatives
+    contents = sum(
+        len({dataset.document(negative.document_id or "").content for negative in example.negatives})
+        for example in examples
     )
     judged = [
         (truth[query], negative.document_id) for query, negative in negatives if truth and query in truth
@@ -658,7 +699,7 @@ def _report(
         positive_scores=np.histogram(candidates.positive_scores, bins=score_edges)[0].tolist(),
         positives_found=float(_found(candidates).mean()),
         excluded=excluded,
-        duplicates=sum(count - 1 for count in contents.values()),
+        duplicates=len(negatives) - contents,
         false_negatives=None if truth is None else wrong,
         judged=len(judged),
     )

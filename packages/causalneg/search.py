@@ -26,7 +26,8 @@ Index = Literal["exact", "hnsw", "ivf"]
 LINKS = 32
 """Neighbours of a document in the graph of ``hnsw``."""
 
-_QUERIES = 1_024  # queries whose scores with one block of documents are in memory at a time
+_QUERIES = 256  # queries whose scores with one block of documents are in memory at a time
+_GPU_QUERIES = 1_024  # the same on a GPU
 _NUMBERS = 1 << 20  # numbers of gathered embeddings in memory at a time
 _PAIRS = 16_384  # pairs of a query and a text that are scored at a time
 _GPU_MOST = 2_048  # what faiss returns at most on a GPU
@@ -222,17 +223,27 @@ def _exact(
     def shard(at: int) -> tuple[Tensor, Tensor, float]:
         return _stream(queries, documents, more, devices[at], block, ends[at], ends[at + 1])
 
-    with ThreadPoolExecutor(len(devices)) as pool:
-        parts = list(pool.map(shard, range(len(devices))))
-    rough, places = torch.cat([part[0] for part in parts], 1).topk(more, dim=1)
-    rows = torch.cat([part[1] for part in parts], 1).gather(1, places).numpy()
-    scores, best = _ordered(_chosen_scores(queries, documents, rows), rows, k)
-    if more < count:
-        # A document that was not kept scores at most this; |error of a product| <= dim * u * |q| * |d|.
-        outside = rough[:, -1].numpy() + (dim + 2) * _HALF * norms * max(part[2] for part in parts)
-        unsure = np.flatnonzero(scores[:, -1] <= outside)
-        if unsure.size:
-            scores[unsure], best[unsure] = _stream64(queries[unsure], documents, k, block)
+    if len(devices) == 1:  # another thread would bring another pool of workers, with their buffers
+        parts = [shard(0)]
+    else:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            parts = list(pool.map(shard, range(len(devices))))
+    largest = max(norm for _, _, norm in parts)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    best = np.empty((len(queries), k), dtype=np.int64)
+    sure = np.ones(len(queries), dtype=bool)
+    for start in range(0, len(queries), _QUERIES):
+        some = slice(start, start + _QUERIES)
+        rough, places = torch.cat([part[0][some] for part in parts], 1).topk(more, dim=1)
+        rows = torch.cat([part[1][some] for part in parts], 1).gather(1, places).numpy()
+        scores[some], best[some] = _ordered(_chosen_scores(queries[some], documents, rows), rows, k)
+        if more < count:
+            # What was not kept scores at most this; |error of a product| <= dim * u * |q| * |d|.
+            outside = rough[:, -1].numpy() + (dim + 2) * _HALF * norms[some] * largest
+            sure[some] = scores[some, -1] > outside
+    again = np.flatnonzero(~sure)
+    if again.size:
+        scores[again], best[again] = _stream64(queries[again], documents, k, block)
     return scores, best
 
 
@@ -247,18 +258,24 @@ def _stream(
     last: int,
 ) -> tuple[Float[Tensor, "queries found"], Int[Tensor, "queries found"], float]:
     """The best of some rows by 32-bit products, ties anyhow; and the largest norm."""
+    step = _QUERIES if device.type == "cpu" else _GPU_QUERIES
     parts = [
-        torch.from_numpy(np.array(queries[start : start + _QUERIES], dtype=np.float32)).to(device)
-        for start in range(0, len(queries), _QUERIES)
+        torch.from_numpy(np.array(queries[start : start + step], dtype=np.float32)).to(device)
+        for start in range(0, len(queries), step)
     ]
     best = [
         (part.new_empty((len(part), 0)), part.new_empty((len(part), 0), dtype=torch.int64)) for part in parts
     ]
+    # One place for all products: arrays of this size, made and freed over and over, scatter the heap.
+    place = parts[0].new_empty(len(parts[0]) * min(block, last - first))
     largest = 0.0
     for start, rows, norm in _blocks(documents, first, last, block):
         largest = max(largest, norm)
         texts = torch.from_numpy(rows).to(device).T
-        best = [_kept(*held, part @ texts, start, k) for held, part in zip(best, parts, strict=True)]
+        for at, part in enumerate(parts):
+            product = place[: len(part) * len(rows)].view(len(part), len(rows))
+            torch.mm(part, texts, out=product)
+            best[at] = _kept(*best[at], product, start, k)
     scores, places = (torch.cat([held[which] for held in best]).cpu() for which in (0, 1))
     return scores, places, largest
 

@@ -18,18 +18,9 @@ from causalneg.commands import beside
 from causalneg.evaluate import evaluate_bm25
 from causalneg.formats import read_dataset
 from common.errors import DataError
+from common.plots import Panel, Series, bar_plot, line_plot
 from common.record import Record, describe_hardware
-from common.report import (
-    MISSING,
-    Panel,
-    Series,
-    bar_plot,
-    format_difference,
-    format_p,
-    format_seconds,
-    line_plot,
-    markdown_table,
-)
+from common.report import MISSING, format_difference, format_p, format_seconds, markdown_table
 from common.stats import Difference, MeanBootstrap, Spread, holm, paired_difference, spread
 from common.study import RunSpec, is_done
 

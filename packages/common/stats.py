@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from common.ctr_metrics import user_auc
 
@@ -273,7 +273,7 @@ def paired_difference(
         return None
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     mean, error = float(pooled[0]), float(drawn.std(ddof=1))
-    p = float(2 * norm.sf(abs(mean) / error)) if error > 0 else float(mean == 0)
+    p = float(2 * ndtr(-abs(mean) / error)) if error > 0 else float(mean == 0)
     return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation)
 
 

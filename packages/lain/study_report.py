@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.ctr_metrics import DEFAULT_BUCKETS, bucket_name
-from common.report import (
-    MISSING,
-    Panel,
-    Series,
-    bar_plot,
-    format_difference,
-    format_number,
-    format_p,
-    format_seconds,
-    line_plot,
-    markdown_table,
-)
+from common.plots import Panel, Series, bar_plot, line_plot
+from common.report import MISSING, format_difference, format_number, format_p, format_seconds, markdown_table
 from common.stats import Difference, Spread, spread
 from lain.comparison import WHOLE, Comparison, Run, Test, Tested
 

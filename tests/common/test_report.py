@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from common.report import (
-    Panel,
-    Series,
-    bar_plot,
-    format_difference,
-    format_number,
-    format_p,
-    format_seconds,
-    line_plot,
-    markdown_table,
-)
+from common.plots import Panel, Series, bar_plot, line_plot
+from common.report import format_difference, format_number, format_p, format_seconds, markdown_table
 
 
 def test_markdown_table() -> None:
