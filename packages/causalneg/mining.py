@@ -269,7 +269,7 @@ class Shingles:
             if len(found):
                 common[part] = np.where(found[place] == keys[part], products.data[place], 0)
         shorter = np.minimum(self._sizes[one], self._sizes[other])
-        common = np.where(one == other, shorter, common)
+        common = np.where(one == other, shorter, common)  # those of one text alone are not in the sets
         return np.asarray((common / np.maximum(shorter, 1))[where])
 
 
@@ -672,7 +672,7 @@ def _report(
     scores = np.array([negative.score for _, negative in negatives], dtype=np.float64)
     both = np.concatenate((scores, candidates.positive_scores.astype(np.float64)))
     score_edges = np.histogram_bin_edges(both, bins=_BINS)
-    contents = sum(
+    different = sum(
         len({dataset.document(negative.document_id or "").content for negative in example.negatives})
         for example in examples
     )
@@ -699,7 +699,7 @@ def _report(
         positive_scores=np.histogram(candidates.positive_scores, bins=score_edges)[0].tolist(),
         positives_found=float(_found(candidates).mean()),
         excluded=excluded,
-        duplicates=len(negatives) - contents,
+        duplicates=len(negatives) - different,
         false_negatives=None if truth is None else wrong,
         judged=len(judged),
     )

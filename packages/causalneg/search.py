@@ -266,14 +266,14 @@ def _stream(
     best = [
         (part.new_empty((len(part), 0)), part.new_empty((len(part), 0), dtype=torch.int64)) for part in parts
     ]
-    # One place for all products: arrays of this size, made and freed over and over, scatter the heap.
-    place = parts[0].new_empty(len(parts[0]) * min(block, last - first))
+    # One array for all products: arrays of this size, made and freed over and over, scatter the heap.
+    room = parts[0].new_empty(len(parts[0]) * min(block, last - first))
     largest = 0.0
     for start, rows, norm in _blocks(documents, first, last, block):
         largest = max(largest, norm)
         texts = torch.from_numpy(rows).to(device).T
         for at, part in enumerate(parts):
-            product = place[: len(part) * len(rows)].view(len(part), len(rows))
+            product = room[: len(part) * len(rows)].view(len(part), len(rows))
             torch.mm(part, texts, out=product)
             best[at] = _kept(*best[at], product, start, k)
     scores, places = (torch.cat([held[which] for held in best]).cpu() for which in (0, 1))
