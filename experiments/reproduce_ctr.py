@@ -21,6 +21,7 @@ import click
 from common import config
 from common.errors import DataError, exit_on_mistake, suggest
 from common.files import atomic_write
+from common.fit import forget_optimizer
 from common.report import format_number, markdown_table
 from common.stats import spread
 from common.study import RunSpec, Study, Worker, collect, is_done, nested, run, say
@@ -206,7 +207,7 @@ def reproduce(
         Exit code: 1 when a run failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    failures = run(plan, worker, out, workers=workers, threads=threads)
+    failures = run(plan, worker, out, workers=workers, threads=threads, tidy=forget_optimizer)
     if any(is_done(spec, out) and not spec.tag for spec in plan):
         echo(write_results(study, plan, out, head, again=again))
     for failure in failures:
@@ -221,7 +222,7 @@ def tuned(plan: list[RunSpec], worker: Worker, out: Path, again: str, workers: i
         Exit code: 1 when a run failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    failures = run(plan, worker, out, workers=workers, threads=threads)
+    failures = run(plan, worker, out, workers=workers, threads=threads, tidy=forget_optimizer)
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in collect(plan, out, prefix="valid/"):
         if row["metrics"].get("auc") is not None:

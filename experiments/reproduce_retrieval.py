@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -292,6 +293,7 @@ def _train_start(settings: Mapping[str, Any], data: Path, out: Path) -> None:
         TrainConfig, None, base=nested(settings, own, {"diagnose": {"holdout": 0.0, "examples": []}})
     )
     train_run(loaded, out / "start")
+    tidy(out / "start")
 
 
 @dataclass(frozen=True)
@@ -406,6 +408,11 @@ def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> No
     train_run(config.load(TrainConfig, None, base=placed(settings, prepared, cache)), folder)
 
 
+def tidy(folder: Path) -> None:
+    """Remove the checkpoints of a finished run: the encoder in it holds the weights."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
 def placed(settings: Mapping[str, Any], prepared: Prepared, cache: Path) -> dict[str, Any]:
     """Settings with the names of sets replaced by their files, and data and start encoder put in."""
     own: dict[str, Any] = {"data": str(prepared.data), "cache": str(cache)}
@@ -478,7 +485,7 @@ def reproduce(
     Returns:
         Exit code: 1 when a run failed.
     """
-    failures = run(plan, worker, out, workers=workers, threads=threads)
+    failures = run(plan, worker, out, workers=workers, threads=threads, tidy=tidy)
     if any(is_done(spec, out) and not spec.tag for spec in plan):
         click.echo(write_results(study, plan, out, head, again=again))
     for failure in failures:

@@ -224,6 +224,7 @@ def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
         assert (out / name).is_file()
     for name in ("config.yaml", "record.json", "metrics.csv", "predictions/test.parquet", "attention.json"):
         assert (out / "din-lain-0" / name).is_file()
+    assert {path.name for path in out.rglob("*.ckpt")} == {"best.ckpt"}
 
     again = command("--study", str(path), "--seeds", "1", folder=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")

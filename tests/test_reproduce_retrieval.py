@@ -100,6 +100,7 @@ def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path:
     assert "% false negatives" in table
     for plot in ("ndcg.png", "similarity.png", "source_auc.png"):
         assert imread(out / plot).ndim == 3
+    assert not list(out.rglob("*.ckpt"))  # the weights lie in encoder/
     times = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
     second = reproduce("--study", study, "--out", out)
     assert second.returncode == 0

@@ -370,6 +370,20 @@ def load_checkpoint(path: Path, module: torch.nn.Module | None = None) -> dict[s
     return content
 
 
+def forget_optimizer(run_dir: Path) -> None:
+    """Remove what only a run that goes on needs: ``last.ckpt``, where ``best.ckpt`` holds the weights.
+
+    Adam's two moments make it three times as large as the weights. A run without it is trained from the
+    start when it is asked for again.
+
+    Args:
+        run_dir: Folder of a finished run.
+    """
+    folder = run_dir / "checkpoints"
+    if (folder / "best.ckpt").exists():
+        (folder / "last.ckpt").unlink(missing_ok=True)
+
+
 def _trainer(
     config: FitConfig, run_dir: Path, callbacks: list[Callback], loggers: Sequence[Logger]
 ) -> L.Trainer:

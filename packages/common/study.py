@@ -333,6 +333,7 @@ def run(
     *,
     workers: int = 2,
     threads: int = 1,
+    tidy: Callable[[Path], None] | None = None,
     progress: Callable[[str], None] = say,
 ) -> list[Failure]:
     """Do the runs that are not done yet.
@@ -346,6 +347,7 @@ def run(
         out: The folder of the study; a run has the folder ``out / key``.
         workers: Number of worker processes.
         threads: Number of torch threads of each.
+        tidy: Removes from the folder of a finished run what only an unfinished one needs.
         progress: Called with one line whenever a run ends.
 
     Returns:
@@ -359,6 +361,9 @@ def run(
     unique = list({spec.key: spec for spec in plan}.values())
     waiting = [spec for spec in unique if not is_done(spec, out)]
     skipped, total = len(unique) - len(waiting), len(waiting)
+    if tidy is not None:
+        for done in [spec for spec in unique if spec not in waiting]:
+            tidy(out / done.key)
     if not waiting:
         return []
     progress(f"{total} runs to do, {skipped} already done")
@@ -374,6 +379,8 @@ def run(
                 spec, message = slot.spec, slot.result()
                 if spec is not None and message:
                     failures.append(Failure(spec, message))
+                elif spec is not None and tidy is not None:
+                    tidy(out / spec.key)
                 finished += 1
                 seconds = time.monotonic() - started
                 left = format_seconds(seconds / finished * (total - finished))

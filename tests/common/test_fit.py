@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common import fit as fit_module
 from common.errors import ConfigError, DataError
-from common.fit import FitConfig, FitResult, batch_size, fit, load_checkpoint, position
+from common.fit import FitConfig, FitResult, batch_size, fit, forget_optimizer, load_checkpoint, position
 from common.tracking import MetricsFile
 
 ROWS, WIDTH, BATCH = 56, 4, 8
@@ -287,6 +287,20 @@ def test_a_metric_that_never_has_a_value_keeps_the_last_weights(tmp_path: Path) 
 def test_an_unknown_monitor_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"did not log 'valid/los'; did you mean 'valid/loss'\?"):
         train(tmp_path, settings(monitor="valid/los"))
+
+
+def test_a_finished_run_keeps_its_weights_without_the_optimizer(tmp_path: Path) -> None:
+    network, result = train(tmp_path, settings())
+    folder = result.best_path.parent
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    forget_optimizer(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt"}
+    weights = load_checkpoint(result.best_path)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    # Where no epoch was the best, the last weights are all there is.
+    result.best_path.rename(folder / "last.ckpt")
+    forget_optimizer(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt"}
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (BATCHES, 1), (10, 2)])

@@ -125,6 +125,17 @@ def test_runs_are_done_once_and_again_when_their_settings_change(tmp_path: Path)
     ]
 
 
+def test_finished_runs_are_tidied_and_no_others(tmp_path: Path) -> None:
+    def tidy(folder: Path) -> None:
+        assert (folder / "record.json").is_file()
+        (folder / "tidied").touch()
+
+    plan = [spec("a"), spec("b", do="fail"), spec("c", do="die")]
+    run([plan[0]], small, tmp_path, progress=quiet)
+    run([*plan, spec("d")], small, tmp_path, tidy=tidy, progress=quiet)
+    assert {path.parent.name for path in tmp_path.glob("*/tidied")} == {"a-0", "d-0"}
+
+
 def test_runs_that_fail_or_die_do_not_stop_the_others(tmp_path: Path) -> None:
     plan = [spec("a", do="fail"), spec("b", do="die"), spec("c")]
     lines: list[str] = []
