@@ -151,18 +151,19 @@ def test_a_transformer_by_config_trains_with_adapters_and_cached_gradients(confi
     model = {"model_type": "bert", **sizes, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     options = {"config": model, "vocabulary": 400, "max_tokens": 64, "lora": {"r": 4, "lora_dropout": 0.0}}
     losses = []
-    for cached in (False, True):
+    for cached, size in (("false", "null"), ("true", "500"), ("true", "null")):
         folder = Path(
             works(
                 "train", config, *SMALL[1:], f"encoder={{kind: transformer, options: {json.dumps(options)}}}",
-                "loss.in_batch=documents", "loss.entropy_weight=0.05", f"train.cached={str(cached).lower()}",
-                "train.chunk_tokens=500", "train.learning_rate=0.001", f"name=bert-{cached}",
+                "loss.in_batch=documents", "loss.entropy_weight=0.05", f"train.cached={cached}",
+                f"train.chunk_tokens={size}", "train.learning_rate=0.001", f"name=bert-{cached}-{size}",
             )
         )  # fmt: skip
         with (folder / "metrics.csv").open() as file:
             losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")])
     assert len(losses[0]) > 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
     works("evaluate", folder, "--data", home / "world", "--quiet")
 
 
