@@ -65,7 +65,8 @@ class RetrievalStudy(Study):
         start: Training of the encoder that all arms start from, by dotted key; empty starts from scratch.
         train_split: Split that is mined and trained on.
         truth_split: Split with every true positive of the training queries, where that is known.
-        reference: The arm that others are tested against.
+        reference: The arm that others are tested against; beside the main matrix, the first arm of a tag
+            that lacks it.
         mixed_share: Share of the corpus in the writer's style in the mixed twin; 0 makes none.
     """
 
@@ -149,14 +150,20 @@ class Prepared:
         mixed: Its mixed-style twin; None where the study has none.
         sets: File of each set.
         start: Folder of the encoder that all runs start from; None from scratch.
-        fingerprint: Hash of all of it.
+        prints: Hash of each set, and under ``""`` of the data and the start encoder.
     """
 
     data: Path
     mixed: Path | None
     sets: dict[str, Path]
     start: Path | None
-    fingerprint: str
+    prints: dict[str, str]
+
+    def fingerprint(self, config: TrainConfig) -> str:
+        """Hash of what a run reads: a set that it does not use may come, go or change."""
+        used = {"", *(str(entry.path) for entry in config.sets), *map(str, config.diagnose.examples)}
+        used |= {str(config.voices)} if config.voices is not None else set()
+        return _hash({name: self.prints[name] for name in used})
 
 
 def _hash(options: Mapping[str, Any]) -> str:
@@ -223,7 +230,8 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: i
         mixed = data / "mixed"
     elif kind == "beir":
         data = check_source(study, source)
-        print_ = _files_hash([data / name for name in BEIR_FILES])
+        judged = sorted((data / "qrels").glob("*.tsv"))
+        print_ = _files_hash([data / "corpus.jsonl", data / "queries.jsonl", *judged])
         mixed = out / "data" / f"{data.name}-mixed" if study.mixed_share else None
         if mixed is not None:
             twin = mixed
@@ -265,8 +273,8 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: i
         for order in spoken:
             say(f"making {order.path}")
             _write_taught(order, model)
-    whole = hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:16]
-    return Prepared(data, mixed, files, start, whole)
+    prints[""] = _hash({"trained from": prints[""], "mixed": study.mixed_share})
+    return Prepared(data, mixed, files, start, prints)
 
 
 def _files_hash(paths: list[Path]) -> str:
@@ -428,10 +436,11 @@ def placed(settings: Mapping[str, Any], prepared: Prepared, cache: Path) -> dict
     return nested(settings, own)
 
 
-def resolve(study: RetrievalStudy, plan: list[RunSpec], fingerprint: str) -> list[RunSpec]:
+def resolve(study: RetrievalStudy, plan: list[RunSpec], prepared: Prepared | None = None) -> list[RunSpec]:
     """Complete every run's settings with the defaults of the training config, so that mistakes show at once.
 
-    Paths of sets stay names: where things lie does not decide a result, the fingerprint does.
+    Paths of sets stay names: where things lie does not decide a result, the fingerprint of what is prepared
+    does.
 
     Raises:
         ConfigError: A setting is wrong, or arms that are compared differ in more than negatives and
@@ -443,6 +452,7 @@ def resolve(study: RetrievalStudy, plan: list[RunSpec], fingerprint: str) -> lis
         own = {"encoder.kind": spec.backbone, "seed": spec.seed, "data": "prepared"}
         loaded = config.load(TrainConfig, None, base=nested(spec.config, own))
         compared.setdefault((spec.backbone, spec.tag), {})[spec.arm] = loaded
+        fingerprint = prepared.fingerprint(loaded) if prepared is not None else "not prepared"
         settings = {**config.to_dict(loaded), "data_fingerprint": fingerprint}
         out.append(dataclasses.replace(spec, config=settings))
     for arms in compared.values():
@@ -519,7 +529,7 @@ def command(
     """
     study = find_study(name)
     plan = study.plan(seeds)
-    resolved = resolve(study, plan, "not prepared")  # mistakes in the settings show before anything is made
+    resolved = resolve(study, plan)  # mistakes in the settings show before anything is made
     if dry_run:
         for spec in resolved:
             click.echo(f"# {spec.key}\n{config.to_yaml(spec.config)}")
@@ -527,7 +537,7 @@ def command(
     out = out or Path("runs") / f"retrieval-{study.name}"
     out.mkdir(parents=True, exist_ok=True)
     prepared = prepare(study, data, out, workers=workers)
-    plan = resolve(study, plan, prepared.fingerprint)
+    plan = resolve(study, plan, prepared)
     again = f"python experiments/reproduce_retrieval.py --study {Path(name).name}"
     again += (" --data PATH" if data is not None else "") + (f" --seeds {seeds}" if seeds else "")
     tests = config.load(TrainConfig, None, base=nested(study.base, {"data": "prepared"})).tests

@@ -40,6 +40,7 @@ arms:
 main: [bm25, causalneg, both-voices]
 extra:
   - {backbones: [static], arms: [bm25, dense], seeds: [0], overrides: {loss.in_batch: true}, tag: in-batch on}
+  - {backbones: [static], arms: [dense, causalneg], seeds: [0], tag: by an encoder}
 base:
   candidates: 5
   encoder.options: {dim: 32}
@@ -90,13 +91,15 @@ def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path:
     assert {(row["arm"], row["seed"], row["split"]) for row in main} == {
         (arm, seed, "test") for arm in ("bm25", "causalneg", "both-voices") for seed in (0, 1)
     }
-    assert {row["arm"] for row in results["rows"] if row.get("tag")} == {"bm25", "dense"}
+    assert {row["arm"] for row in results["rows"] if row.get("tag")} == {"bm25", "dense", "causalneg"}
     wanted = {"ndcg@10", "recall@100", "mrr@10", "ndcg@10/mixed", "style_shift", "source_auc"}
     wanted |= {"mutual_information", "untrained/source_auc", "ndcg@10/mixed-styled"}
     assert all(wanted <= set(row["metrics"]) for row in results["rows"])
     table = (out / "table.md").read_text()
     assert first.stdout.strip() == table.strip()
     assert "BM25" in table
+    # A tag without the study's reference is told against its own first arm.
+    assert "- dense [95 %]" in table.split("## test, by an encoder")[1].split("##")[0]
     assert "% false negatives" in table
     for plot in ("ndcg.png", "similarity.png", "source_auc.png"):
         assert imread(out / plot).ndim == 3
@@ -140,8 +143,27 @@ def test_a_model_that_the_study_teaches_writes_a_set(tmp_path: Path) -> None:
 def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: Path) -> None:
     shown = inside(script, "--study", study, "--out", tmp_path / "out", "--dry-run")
     assert shown.exit_code == 0, shown.output
-    assert shown.output.count("# static-") == 3 * 2 + 2
+    assert shown.output.count("# static-") == 3 * 2 + 2 + 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_done_again_when_what_it_reads_changes(script: Any, study: Path, tmp_path: Path) -> None:
+    loaded = script.find_study(str(study))
+    plan = loaded.plan()
+
+    def hashes(**prints: str) -> dict[tuple[str, str], str]:
+        made = {"": "data", "bm25": "a", "dense": "b", "rules": "c"} | prints
+        prepared = script.Prepared(tmp_path, None, {}, None, made)
+        return {(s.arm, s.key): s.hash for s in script.resolve(loaded, plan, prepared)}
+
+    def changed(**prints: str) -> set[str]:
+        new = hashes(**prints)
+        return {arm for (arm, key), value in hashes().items() if new[arm, key] != value}
+
+    assert changed(other="d") == set()
+    assert changed(dense="new") == {"dense"}
+    # The source of every run is diagnosed on the written set.
+    assert changed(rules="new") == changed(**{"": "new"}) == {"bm25", "dense", "causalneg", "both-voices"}
 
 
 @pytest.mark.parametrize(

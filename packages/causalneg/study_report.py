@@ -56,7 +56,8 @@ class Head:
         sets: File of each training set.
         bm25: Metrics of BM25 by split and view.
         data: The BEIR folder.
-        reference: The arm that others are tested against.
+        reference: The arm that others are tested against; beside the main matrix, the first arm of a tag
+            that lacks it.
         workers: Runs at a time.
     """
 
@@ -409,9 +410,10 @@ def study_table(head: Head, plan: Sequence[RunSpec], out: Path, *, resamples: in
     section("Does the encoder score by who wrote it? Trained (untrained in brackets)", _diagnoses_table(main))
     section("Signals while training: first fifth -> last fifth of the steps", _signals_table(main))
     for tag in tags[1:]:
-        beside_main = Comparison(
-            [run for run in runs if run.spec.tag == tag], head.reference, resamples=resamples
-        )
+        own = [run for run in runs if run.spec.tag == tag]
+        arms = [run.spec.arm for run in own]
+        against = head.reference if head.reference in arms else arms[0]
+        beside_main = Comparison(own, against, resamples=resamples)
         for split in beside_main.splits:
             section(f"{split}, {tag}", _arms_table(beside_main, head, split, views))
         section(f"Source diagnostics, {tag}", _diagnoses_table(beside_main))
