@@ -333,7 +333,7 @@ def run(
     *,
     workers: int = 2,
     threads: int = 1,
-    tidy: Callable[[Path], None] | None = None,
+    tidy: Callable[[Path], None] = lambda folder: None,
     progress: Callable[[str], None] = say,
 ) -> list[Failure]:
     """Do the runs that are not done yet.
@@ -347,7 +347,8 @@ def run(
         out: The folder of the study; a run has the folder ``out / key``.
         workers: Number of worker processes.
         threads: Number of torch threads of each.
-        tidy: Removes from the folder of a finished run what only an unfinished one needs.
+        tidy: Removes from the folder of a finished run what only an unfinished one needs; removes nothing by
+            default.
         progress: Called with one line whenever a run ends.
 
     Returns:
@@ -359,14 +360,14 @@ def run(
     if workers < 1 or threads < 1:
         raise ValueError(f"workers and threads must be at least 1, got {workers} and {threads}")
     unique = list({spec.key: spec for spec in plan}.values())
-    waiting = [spec for spec in unique if not is_done(spec, out)]
-    skipped, total = len(unique) - len(waiting), len(waiting)
-    if tidy is not None:
-        for done in [spec for spec in unique if spec not in waiting]:
-            tidy(out / done.key)
+    done = {spec.key for spec in unique if is_done(spec, out)}
+    waiting = [spec for spec in unique if spec.key not in done]
+    for key in done:
+        tidy(out / key)
     if not waiting:
         return []
-    progress(f"{total} runs to do, {skipped} already done")
+    total = len(waiting)
+    progress(f"{total} runs to do, {len(done)} already done")
     failures: list[Failure] = []
     started, finished, clean = time.monotonic(), 0, False
     slots = [_Slot(worker, out, threads) for _ in range(min(workers, total))]
@@ -379,7 +380,7 @@ def run(
                 spec, message = slot.spec, slot.result()
                 if spec is not None and message:
                     failures.append(Failure(spec, message))
-                elif spec is not None and tidy is not None:
+                elif spec is not None:
                     tidy(out / spec.key)
                 finished += 1
                 seconds = time.monotonic() - started
