@@ -30,7 +30,7 @@ from causalneg.formats import read_dataset, read_examples, write_dataset, write_
 from causalneg.generation.style import mixed_corpus
 from causalneg.mining import MiningRules
 from causalneg.module import TrainConfig
-from causalneg.study_report import Head, bm25_line, retrieval_rows, study_plots, study_table
+from causalneg.study_report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
 from causalneg.training import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
@@ -541,12 +541,15 @@ def command(
     again = f"python experiments/reproduce_retrieval.py --study {Path(name).name}"
     again += (" --data PATH" if data is not None else "") + (f" --seeds {seeds}" if seeds else "")
     tests = config.load(TrainConfig, None, base=nested(study.base, {"data": "prepared"})).tests
+    bm25 = out / "bm25"
+    searched = {"data": prepared.prints[""], "tests": tests}
+    _once(bm25, searched, lambda: bm25_line(prepared.data, prepared.mixed, tests, bm25))
     head = Head(
         name=study.name,
         description=study.description,
         command=again,
         sets=prepared.sets,
-        bm25=bm25_line(prepared.data, prepared.mixed, tests, out / "bm25"),
+        bm25=json.loads((bm25 / BM25_FILE).read_text()),
         data=prepared.data,
         reference=study.reference,
         workers=workers,

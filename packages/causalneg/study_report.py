@@ -18,12 +18,14 @@ from causalneg.commands import beside
 from causalneg.evaluate import evaluate_bm25
 from causalneg.formats import read_dataset
 from common.errors import DataError
+from common.files import atomic_write
 from common.plots import Panel, Series, bar_plot, line_plot
 from common.record import Record, describe_hardware
 from common.report import MISSING, format_difference, format_p, format_seconds, markdown_table
 from common.stats import Difference, MeanBootstrap, Spread, holm, paired_difference, spread
 from common.study import RunSpec, is_done
 
+BM25_FILE = "bm25.json"
 NDCG = "ndcg@10"
 METRICS = (NDCG, "recall@10", "recall@100", "mrr@10")
 VIEWS = {
@@ -74,12 +76,8 @@ class Head:
 def bm25_line(
     data: Path, mixed: Path | None, splits: Sequence[str], out: Path
 ) -> dict[str, dict[str, float]]:
-    """Metrics of BM25 on every split, clean and mixed; kept in ``out`` for the next time."""
-    kept = out / "bm25.json"
-    if kept.is_file():
-        found: dict[str, dict[str, float]] = json.loads(kept.read_text())
-        return found
-    found = {}
+    """Metrics of BM25 on every split, clean and mixed; also left in ``out``, with its run files."""
+    found: dict[str, dict[str, float]] = {}
     for ending, folder in (("", data), ("/mixed", mixed)):
         if folder is None:
             continue
@@ -87,7 +85,7 @@ def bm25_line(
             one.save(out / "eval")
             found[one.split + ending] = dict(one.metrics.mean)
     out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    atomic_write(out / BM25_FILE, json.dumps(found, indent=1) + "\n")
     return found
 
 
