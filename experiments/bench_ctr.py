@@ -9,7 +9,7 @@ turns batch by batch. Sizes are LongCTR's own config templates with embedding 64
 LongCTR's DIEN takes minutes for a batch of 512, so it gets batches of 64 (``--peer-rows``) and, where one
 of them takes longer than a turn may, one batch. Its time is nearly all in steps over the longest history,
 so rows per second hardly depend on the batch.
-Both sides run as they are: ours keeps freed memory (``lain.memory``), as ``lain train`` does.
+Both sides run as they are: ours keeps freed memory (``common.machine``), as ``lain train`` does.
 The floor is the time that the matrix products of a step would take at the machine's rate for large float32
 products, measured in the same run; a sparse product counts by its stored entries, so padding is not in it.
 
@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 
 from common.errors import BackendError, ConfigError, run_command
 from common.files import atomic_folder, atomic_write
-from common.report import format_number, markdown_table
+from common.report.tables import format_number, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONES = ("din", "dien", "sim", "sdim", "twin")

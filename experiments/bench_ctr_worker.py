@@ -85,10 +85,10 @@ class House(Side):
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
 
-        from lain.data import CTRData
+        from common.machine import keep_freed_memory
+        from lain.data.module import CTRData
         from lain.length import LengthConfig
-        from lain.memory import keep_freed_memory
-        from lain.module import CTRModule, ModelConfig, OptimConfig
+        from lain.training.module import CTRModule, ModelConfig, OptimConfig
 
         keep_freed_memory()
         torch.set_num_threads(request["threads"])
@@ -116,7 +116,7 @@ class House(Side):
 
     def step(self, arm: str, batch: Any) -> None:
         """One training step."""
-        from lain.optim import clip_gradients
+        from lain.training.optim import clip_gradients
 
         module, optimizer = self.modules[arm], self.optimizers[arm]
         optimizer.zero_grad()

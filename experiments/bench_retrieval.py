@@ -47,7 +47,7 @@ import numpy as np
 
 from common.errors import BackendError, run_command
 from common.files import atomic_write
-from common.report import format_number, format_seconds, markdown_table
+from common.report.tables import format_number, format_seconds, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "sentence_transformers"
@@ -250,9 +250,9 @@ class Files:
 
 def make_data(sizes: Sizes, folder: Path) -> Files:
     """Generate texts and encoders, the latter once in our form and once in the peer's."""
+    from causalneg.data.formats import write_dataset
+    from causalneg.data.schema import Document, Query
     from causalneg.encoders import build_encoder
-    from causalneg.formats import write_dataset
-    from causalneg.schema import Document, Query
 
     source, rng = Source(sizes.text), np.random.default_rng(sizes.text.seed)
     training = []

@@ -101,10 +101,10 @@ class TrainHouse(Side):
     """
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        from causalneg.data import TrainingSet
+        from causalneg.data.schema import Example, Negative, Passage, Query
         from causalneg.encoders import load_encoder
-        from causalneg.module import LossConfig, OptimConfig, RetrievalModule
-        from causalneg.schema import Example, Negative, Passage, Query
+        from causalneg.training.data import TrainingSet
+        from causalneg.training.module import LossConfig, OptimConfig, RetrievalModule
 
         data = read(request["data"])
         examples = [
@@ -273,8 +273,8 @@ class MineHouse(Side):
     """Mining from texts to examples: by BM25, or by an encoder and an exact search."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
+        from causalneg.data.formats import read_dataset
         from causalneg.encoders import load_encoder
-        from causalneg.formats import read_dataset
 
         self._dataset = read_dataset(Path(request["data"]), splits=["train"])
         self._encoder = load_encoder(request["encoder"]) if request["encoder"] else None
@@ -284,7 +284,7 @@ class MineHouse(Side):
         """All queries."""
         from causalneg.commands import corpus_embeddings
         from causalneg.encoders import encode
-        from causalneg.mining import MiningRules, candidates_bm25, candidates_dense, mine
+        from causalneg.mining.mining import MiningRules, candidates_bm25, candidates_dense, mine
 
         dataset, encoder, depth = self._dataset, self._encoder, self._depth
         queries = dataset.split_queries("train")

@@ -21,14 +21,14 @@ import click
 from common import config
 from common.errors import DataError, exit_on_mistake, suggest
 from common.files import atomic_write
-from common.fit import forget_optimizer
-from common.report import format_number, markdown_table
-from common.stats import spread
-from common.study import RunSpec, Study, Worker, collect, is_done, nested, run, say
-from lain.comparison import Comparison, read_runs
+from common.report.tables import format_number, markdown_table
+from common.stats.paired import spread
+from common.study.engine import RunSpec, Study, Worker, collect, is_done, nested, run, say
+from common.training.fit import forget_optimizer
 from lain.formats import prepare
-from lain.module import TrainConfig, train_run
-from lain.study_report import Head, study_plots, study_table
+from lain.study.comparison import Comparison, read_runs
+from lain.study.report import Head, study_plots, study_table
+from lain.training.module import TrainConfig, train_run
 from lain.world import WorldConfig, make_world
 
 STUDIES = Path(__file__).resolve().parent / "ctr"

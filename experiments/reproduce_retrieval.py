@@ -24,19 +24,19 @@ from typing import Any
 import click
 import torch
 
-from causalneg.arms import check_arms
 from causalneg.commands import beside, generate_set, mine_set
-from causalneg.formats import read_dataset, read_examples, write_dataset, write_examples
-from causalneg.generation.style import mixed_corpus
-from causalneg.mining import MiningRules
-from causalneg.module import TrainConfig
-from causalneg.study_report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
-from causalneg.training import train_run
+from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.mining.mining import MiningRules
+from causalneg.study.arms import check_arms
+from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
+from causalneg.text.style import mixed_corpus
+from causalneg.training.module import TrainConfig
+from causalneg.training.run import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
 from common.errors import BackendError, ConfigError, DataError, exit_on_mistake, suggest
 from common.files import atomic_folder, atomic_write
-from common.study import RunSpec, Study, Worker, is_done, nested, run, say
+from common.study.engine import RunSpec, Study, Worker, is_done, nested, run, say
 from world_lm import CONTEXT, LIMITS, Lesson, teach
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
 
 @dataclass
 class RetrievalStudy(Study):
-    """A study file of retrieval: what :class:`common.study.Study` holds, and the sets that the arms use.
+    """A study file of retrieval: what the base class holds, and the sets that arms use.
 
     An arm names its sets by their names here (``sets: [{path: bm25, count: 15}]``). Sets are made once, with
     one seed, and shared by all seeds of all arms.

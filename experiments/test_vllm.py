@@ -35,17 +35,17 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "packages"))
 
 from causalneg.commands import find_world, mine_set  # noqa: E402
-from causalneg.formats import Dataset, read_dataset, read_examples  # noqa: E402
-from causalneg.generation.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
+from causalneg.data.formats import Dataset, read_dataset, read_examples  # noqa: E402
+from causalneg.data.schema import Example  # noqa: E402
 from causalneg.generation.journal import Journal, Record, read_totals  # noqa: E402
-from causalneg.generation.llm import LLMWriter, Written  # noqa: E402
 from causalneg.generation.model_set import ModelSettings, make_backend, write_model_set  # noqa: E402
 from causalneg.generation.pipeline import pairs_from  # noqa: E402
-from causalneg.generation.prompts import Prompts  # noqa: E402
 from causalneg.generation.steps import Job  # noqa: E402
-from causalneg.generation.tiny_model import make_model, save, train_tokenizer  # noqa: E402
-from causalneg.mining import MiningRules  # noqa: E402
-from causalneg.schema import Example  # noqa: E402
+from causalneg.generation.writers.language_model import LLMWriter, Written  # noqa: E402
+from causalneg.generation.writers.prompts import Prompts  # noqa: E402
+from causalneg.llm.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
+from causalneg.llm.tiny_model import make_model, save, train_tokenizer  # noqa: E402
+from causalneg.mining.mining import MiningRules  # noqa: E402
 from causalneg.world import WorldConfig, make_world  # noqa: E402
 from common.config import load  # noqa: E402
 from common.files import atomic_write  # noqa: E402

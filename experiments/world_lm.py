@@ -32,14 +32,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from causalneg.commands import find_world
-from causalneg.formats import read_dataset, read_examples
+from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data.schema import Analysis, Negative, Passage
 from causalneg.generation.backends import make_writer
-from causalneg.generation.chat import Message
 from causalneg.generation.pipeline import pairs_from
-from causalneg.generation.prompts import Draft, Drafts, Limits, Order, Prompts, Rewritten
-from causalneg.generation.tiny_model import SPECIAL, make_model, save, train_tokenizer
-from causalneg.generation.writer import Failure, Pair, Writer
-from causalneg.schema import Analysis, Negative, Passage
+from causalneg.generation.writers.base import Failure, Pair, Writer
+from causalneg.generation.writers.prompts import Draft, Drafts, Limits, Order, Prompts, Rewritten
+from causalneg.llm.chat import Message
+from causalneg.llm.tiny_model import SPECIAL, make_model, save, train_tokenizer
 from common.errors import ConfigError, DataError, run_command
 from common.files import atomic_folder, atomic_write
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.ctr_metrics import ctr_metrics
-from common.record import Record
-from common.study import RunSpec
+from common.metrics.ctr import ctr_metrics
+from common.study.engine import RunSpec
+from common.training.record import Record
 
 BUCKETS = ("0-50", "50-100", "100-200", "200+")
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from causalneg.formats import Dataset
+from causalneg.data.formats import Dataset
+from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import generate, pairs_from, rewrite_examples
-from causalneg.generation.verify import verify
-from causalneg.generation.writer import Failure, Pair
-from causalneg.schema import Analysis, Document, Example, Negative, Passage, Query
+from causalneg.generation.verification.heuristics import verify
+from causalneg.generation.writers.base import Failure, Pair
 
 TEXTS = {
     "keller-life": (

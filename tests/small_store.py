@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.ragged import Ragged
-from lain.store import Feature, Store, StoreWriter
+from lain.data.store import Feature, Store, StoreWriter
 
 HOURS = 24
 FEATURES = (

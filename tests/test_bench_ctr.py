@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lain.data.store import Store
 from lain.formats import prepare
-from lain.store import Store
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

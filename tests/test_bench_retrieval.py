@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from causalneg.data.formats import read_dataset
 from causalneg.encoders import load_encoder
-from causalneg.formats import read_dataset
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

@@ -14,9 +14,9 @@ import pytest
 from matplotlib.image import imread
 
 from common.errors import ConfigError, DataError
-from common.study import Study
+from common.study.engine import Study
 from fake_train import simulate
-from lain.study_report import Head
+from lain.study.report import Head
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "reproduce_ctr.py"

@@ -13,18 +13,18 @@ from types import ModuleType
 import pytest
 
 from causalneg.commands import mine_set
-from causalneg.formats import read_dataset, read_examples
+from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data.schema import Analysis
 from causalneg.generation.backends import make_writer
-from causalneg.generation.chat import ChatRequest, read_answer
-from causalneg.generation.llm import LLMWriter
 from causalneg.generation.model_pipeline import generate_with_model
 from causalneg.generation.pipeline import pairs_from
-from causalneg.generation.prompts import Drafts, Limits, Prompts, Rewritten
-from causalneg.generation.tiny_model import train_tokenizer
-from causalneg.generation.transformers_local import TransformersBackend
-from causalneg.generation.writer import Pair
-from causalneg.mining import MiningRules
-from causalneg.schema import Analysis
+from causalneg.generation.writers.base import Pair
+from causalneg.generation.writers.language_model import LLMWriter
+from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewritten
+from causalneg.llm.chat import ChatRequest, read_answer
+from causalneg.llm.tiny_model import train_tokenizer
+from causalneg.llm.transformers_local import TransformersBackend
+from causalneg.mining.mining import MiningRules
 from causalneg.world import World, WorldConfig, make_world
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

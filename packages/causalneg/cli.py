@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from causalneg.formats import FORMATS
+from causalneg.data.formats import FORMATS
 from causalneg.model_commands import (
     MODEL_BACKENDS,
     generate_model_set,
@@ -18,7 +18,7 @@ from causalneg.model_commands import (
 from common.config import load as load_config
 from common.config import to_yaml
 from common.errors import ConfigError, HouseGroup
-from common.report import markdown_table
+from common.report.tables import markdown_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -142,7 +142,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
-    from causalneg.mining import MiningRules
+    from causalneg.mining.mining import MiningRules
 
     chosen = {
         "count": count,
@@ -325,8 +325,8 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.module import TrainConfig, run_hash
-    from causalneg.training import train_run
+    from causalneg.training.module import TrainConfig, run_hash
+    from causalneg.training.run import train_run
 
     settings = load_config(TrainConfig, config, overrides)
     if dry_run:
@@ -373,8 +373,8 @@ def evaluate(
     Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
     """
     from causalneg.commands import find_encoder, place, searching
-    from causalneg.evaluate import evaluate_bm25, evaluate_encoder
-    from causalneg.formats import read_dataset
+    from causalneg.data.formats import read_dataset
+    from causalneg.evaluation.evaluate import evaluate_bm25, evaluate_encoder
 
     chosen = [x for x in (run, encoder, bm25 or None) if x is not None]
     if len(chosen) != 1:
@@ -413,7 +413,7 @@ def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: boo
     Same-document style shift, source AUC from score and embedding, mutual information of source and
     score, each beside its value for the encoder before training. Leaves diagnosis.json in the run folder.
     """
-    from causalneg.training import diagnose_run
+    from causalneg.training.run import diagnose_run
 
     if dry_run:
         click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
@@ -460,7 +460,7 @@ def export(
     Tevatron's.
     """
     from causalneg.commands import find_encoder
-    from causalneg.formats import export_examples, import_examples, read_dataset
+    from causalneg.data.formats import export_examples, import_examples, read_dataset
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}

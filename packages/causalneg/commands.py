@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from causalneg.data.formats import Dataset, read_dataset, read_examples, write_examples
+from causalneg.data.formats import Report as Tell
 from causalneg.encoders import Encoder, encode, load_encoder
-from causalneg.evaluate import tokenize
-from causalneg.formats import Dataset, read_dataset, read_examples, write_examples
-from causalneg.formats import Report as Tell
+from causalneg.evaluation.evaluate import tokenize
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import data_card, generate, pairs_from, preview, rewrite_examples
-from causalneg.generation.verify import verify
-from causalneg.mining import (
+from causalneg.generation.verification.heuristics import verify
+from causalneg.mining.mining import (
     Candidates,
     MiningReport,
     MiningRules,
@@ -25,8 +25,8 @@ from causalneg.mining import (
     candidates_bm25,
     candidates_dense,
 )
-from causalneg.mining import mine as mine_rules
-from causalneg.search import Index, check_device
+from causalneg.mining.mining import mine as mine_rules
+from causalneg.search.search import Index, check_device
 from causalneg.world import World
 from common.errors import DataError
 from common.files import atomic_write

@@ -13,9 +13,9 @@ from common.config import load
 from common.errors import DataError
 
 if TYPE_CHECKING:
-    from causalneg.formats import Report
+    from causalneg.data.formats import Report
+    from causalneg.data.schema import Example
     from causalneg.generation.model_set import ModelSettings
-    from causalneg.schema import Example
 
 MODEL_BACKENDS = ("vllm", "openai", "transformers")
 """Backends with a language model behind them, as :data:`causalneg.generation.model_set.MODEL_BACKENDS`."""
@@ -107,7 +107,7 @@ def generate_model_set(
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
     from causalneg.commands import find_world
-    from causalneg.formats import read_dataset, read_examples
+    from causalneg.data.formats import read_dataset, read_examples
     from causalneg.generation.model_set import preview_prompts, write_model_set
 
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
@@ -161,9 +161,9 @@ def judge_set(
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
     from causalneg.commands import beside, find_world
-    from causalneg.formats import read_dataset, read_examples, write_examples
+    from causalneg.data.formats import read_dataset, read_examples, write_examples
     from causalneg.generation.model_set import review_set
-    from causalneg.generation.verify import verify
+    from causalneg.generation.verification.heuristics import verify
 
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
     found = read_examples(examples, skip_bad=skip_bad, report=tell)

@@ -10,7 +10,7 @@ import click
 from common.config import load as load_config
 from common.config import to_yaml
 from common.errors import ConfigError, HouseGroup
-from common.report import markdown_table
+from common.report.tables import markdown_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -41,7 +41,7 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
     are heavy-tailed: over half of the users have fewer than 100 behaviours but give a seventh of the
     rows. Since the true probability is kept, evaluations also show the best possible figures.
     """
-    from lain.memory import out_of_memory
+    from common.machine import out_of_memory
     from lain.world import WorldConfig, make_world
 
     config = WorldConfig(seed=seed).for_users(users)
@@ -87,7 +87,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
-    from lain.module import TrainConfig, open_data, run_name, train_run
+    from lain.training.module import TrainConfig, open_data, run_name, train_run
 
     settings = load_config(TrainConfig, config, overrides)
     if dry_run:
@@ -108,8 +108,8 @@ def evaluate(run: Path, split: str) -> None:
     computed (a bucket with one class only) is null, with its reason beside it.
     """
     from common.files import atomic_write
-    from lain.evaluate import predict as score
-    from lain.module import load_run
+    from lain.evaluation.predictions import predict as score
+    from lain.training.module import load_run
 
     config, model, data = load_run(run)
     predictions = score(model, data.eval_loader(split), data.store.split(split))
@@ -139,9 +139,9 @@ def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
     DATA must have the features RUN was trained on. The last line printed is the parquet file: columns
     user, item, length, label, score.
     """
-    from lain.data import CTRData
-    from lain.evaluate import predict as score
-    from lain.module import load_run
+    from lain.data.module import CTRData
+    from lain.evaluation.predictions import predict as score
+    from lain.training.module import load_run
 
     config, model, trained_on = load_run(run)
     other = CTRData(
@@ -179,8 +179,8 @@ def diagnose(run: Path, rows: int) -> None:
     diagnosis.json in the run folder.
     """
     from common.files import atomic_write
-    from lain import diagnostics
-    from lain.module import load_run
+    from lain.evaluation import diagnostics
+    from lain.training.module import load_run
 
     config, model, data = load_run(run)
     batches = data.batches("test")

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord
 from lain.backbones import Backbone
-from lain.batch import Batch
-from lain.embedding import FeatureEmbedding, values_of
+from lain.data.batch import Batch
+from lain.data.store import Feature
+from lain.layers.embedding import FeatureEmbedding, values_of
 from lain.length import LengthAdapter, LengthOptions
-from lain.store import Feature
+from lain.ops.attention import AttentionRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from common.errors import ConfigError
 from common.ragged import Ragged
-from lain.store import Feature, StoreWriter
+from lain.data.store import Feature, StoreWriter
 
 _USERS_AT_ONCE = 512
 
@@ -175,7 +175,7 @@ class _Users:
 
 
 class _Rows(TypedDict):
-    """Rows of a split, as :meth:`lain.store.SplitWriter.append` takes them."""
+    """Rows of a split, as :meth:`lain.data.store.SplitWriter.append` takes them."""
 
     user: Int[np.ndarray, " rows"]
     item: Int[np.ndarray, " rows"]

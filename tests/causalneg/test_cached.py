@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from causalneg.cached import TokenChunk, cached_embeddings, cached_loss, token_chunks
 from causalneg.encoders import Encoder, SmallTransformer, StaticEncoder, build_encoder
+from causalneg.training.cached import TokenChunk, cached_embeddings, cached_loss, token_chunks
 from common.ragged import Ragged
 
 CORPUS = ["the cat sat on the mat", "a dog bit a man in 1987", "the man bit the dog again", "so it goes"]

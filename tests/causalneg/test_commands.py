@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from causalneg.cli import main
+from causalneg.data.formats import read_dataset, read_examples, resolve_passage
 from causalneg.encoders import build_encoder, encode, load_encoder
-from causalneg.formats import read_dataset, read_examples, resolve_passage
 from causalneg.world import World
-from common.retrieval_metrics import read_trec
+from common.metrics.retrieval import read_trec
 
 SMALL = [
     "encoder.options={dim: 32}",

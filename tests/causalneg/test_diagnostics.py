@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import mutual_info_score, roc_auc_score
 
-from causalneg.diagnostics import (
+from causalneg.evaluation.diagnostics import (
     SourceReport,
     diagnose_sources,
     embedding_auc,

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data.schema import Document, Query
 from causalneg.encoders import build_encoder
-from causalneg.evaluate import evaluate_bm25, evaluate_encoder, evaluate_views, tokenize
-from causalneg.formats import Dataset, read_dataset
-from causalneg.schema import Document, Query
-from common.retrieval_metrics import read_trec
+from causalneg.evaluation.evaluate import evaluate_bm25, evaluate_encoder, evaluate_views, tokenize
+from common.metrics.retrieval import read_trec
 
 TEXTS = {
     "d0": "the red sun over the hill",

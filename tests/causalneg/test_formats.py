@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.formats import (
+from causalneg.data.formats import (
     FORMATS,
     Dataset,
     export_examples,
@@ -23,7 +23,7 @@ from causalneg.formats import (
     write_dataset,
     write_examples,
 )
-from causalneg.schema import Document, Example, Negative, Passage, Query, Verdict
+from causalneg.data.schema import Document, Example, Negative, Passage, Query, Verdict
 from common.errors import ConfigError, DataError
 
 GOOD = {

@@ -20,10 +20,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.formats import Dataset, read_dataset
+from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data.schema import Analysis, Document, Example, Negative, Passage
 from causalneg.generation.backends import make_writer
-from causalneg.generation.corpus import Corpus, cut
-from causalneg.generation.english import (
+from causalneg.generation.pipeline import (
+    card_figures,
+    data_card,
+    generate,
+    pairs_from,
+    preview,
+    rewrite_examples,
+    source_auc,
+)
+from causalneg.generation.verification.heuristics import verify
+from causalneg.generation.writers.base import Failure, Pair, draws
+from causalneg.generation.writers.english import (
     _OTHERS,
     break_relation,
     name_swaps,
@@ -34,19 +45,11 @@ from causalneg.generation.english import (
     shift_value,
     verb_forms,
 )
-from causalneg.generation.naive import NaiveWriter
-from causalneg.generation.pipeline import (
-    card_figures,
-    data_card,
-    generate,
-    pairs_from,
-    preview,
-    rewrite_examples,
-    source_auc,
-)
-from causalneg.generation.rules import RulesWriter
-from causalneg.generation.style import has_style, strip_style, style_share
-from causalneg.generation.text import (
+from causalneg.generation.writers.naive import NaiveWriter
+from causalneg.generation.writers.rules import RulesWriter
+from causalneg.text.corpus import Corpus, cut
+from causalneg.text.style import has_style, strip_style, style_share
+from causalneg.text.words import (
     MONTHS,
     answer_kind,
     content_words,
@@ -58,9 +61,6 @@ from causalneg.generation.text import (
     stem,
     words,
 )
-from causalneg.generation.verify import verify
-from causalneg.generation.writer import Failure, Pair, draws
-from causalneg.schema import Analysis, Document, Example, Negative, Passage
 from causalneg.world import World, WorldConfig, make_world
 from common.errors import ConfigError, DataError
 from small_corpus import CANDIDATES, QUESTIONS, TEXTS, Counted, all_written, mined_examples, small_dataset

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from causalneg.generation.chat import (
+from causalneg.data.schema import Analysis
+from causalneg.generation.writers.prompts import Drafts, Rewritten
+from causalneg.llm.chat import (
     Attempts,
     BadAnswerError,
     ChatFailure,
@@ -21,8 +23,6 @@ from causalneg.generation.chat import (
     is_failure_kind,
     read_answer,
 )
-from causalneg.generation.prompts import Drafts, Rewritten
-from causalneg.schema import Analysis
 
 ANALYSIS = {
     "core_need": "who built it",

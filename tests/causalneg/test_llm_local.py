@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from causalneg.generation.chat import Attempts, ChatFailure, ChatRequest, ChatResult, Message, complete
-from causalneg.generation.judges import CrossEncoderJudge, Opinion, Question
-from causalneg.generation.prompts import Rewritten
-from causalneg.generation.tiny_model import make_model, save, train_tokenizer
-from causalneg.generation.transformers_local import SeededSampling, TransformersBackend
-from causalneg.schema import Query
+from causalneg.data.schema import Query
+from causalneg.generation.verification.judges import CrossEncoderJudge, Opinion, Question
+from causalneg.generation.writers.prompts import Rewritten
+from causalneg.llm.chat import Attempts, ChatFailure, ChatRequest, ChatResult, Message, complete
+from causalneg.llm.tiny_model import make_model, save, train_tokenizer
+from causalneg.llm.transformers_local import SeededSampling, TransformersBackend
 from common.errors import BackendError, ConfigError
 
 library: Any = transformers

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causalneg.generation.prompts import (
+from causalneg.data.schema import Analysis, Disruption, Document, Query, Requirement, StrategyKind
+from causalneg.generation.writers.prompts import (
     Drafts,
     Limits,
     Prompts,
@@ -20,7 +21,6 @@ from causalneg.generation.prompts import (
     load_profile,
     profile_names,
 )
-from causalneg.schema import Analysis, Disruption, Document, Query, Requirement, StrategyKind
 from common.errors import ConfigError, DataError
 
 QUERY = Query(id="q", text="Who built the bridge?")

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from causalneg.generation.chat import ChatFailure, ChatRequest, ChatResult, complete
+from causalneg.data.schema import Analysis, Document, Query
 from causalneg.generation.journal import read_totals
-from causalneg.generation.llm import LLMWriter
 from causalneg.generation.model_pipeline import generate_with_model, open_journal
-from causalneg.generation.openai_server import OpenAIBackend
-from causalneg.generation.prompts import Prompts
 from causalneg.generation.steps import Budget, Runner
-from causalneg.generation.writer import Pair
-from causalneg.schema import Analysis, Document, Query
+from causalneg.generation.writers.base import Pair
+from causalneg.generation.writers.language_model import LLMWriter
+from causalneg.generation.writers.prompts import Prompts
+from causalneg.llm.chat import ChatFailure, ChatRequest, ChatResult, complete
+from causalneg.llm.openai_server import OpenAIBackend
 from common.errors import BackendError, ConfigError
 from fault_server import FAULTS, MODEL, Behaviour, FaultServer, half_fail
 

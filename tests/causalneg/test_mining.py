@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from causalneg.formats import Dataset, read_dataset, write_dataset, write_examples
-from causalneg.mining import (
+from causalneg.data.formats import Dataset, read_dataset, write_dataset, write_examples
+from causalneg.data.schema import Document, Example, Query
+from causalneg.mining.mining import (
     Candidates,
     MiningRules,
     Shingles,
@@ -29,7 +30,6 @@ from causalneg.mining import (
     candidates_dense,
     mine,
 )
-from causalneg.schema import Document, Example, Query
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
 
@@ -333,8 +333,8 @@ def test_other_machines_mine_the_same(tmp_path: Path) -> None:
         "import sys",
         "from pathlib import Path",
         "import numpy as np",
-        "from causalneg.formats import read_dataset, write_examples",
-        "from causalneg.mining import MiningRules, candidates_bm25, candidates_dense, mine",
+        "from causalneg.data.formats import read_dataset, write_examples",
+        "from causalneg.mining.mining import MiningRules, candidates_bm25, candidates_dense, mine",
         script,
         "mine_all(Path(sys.argv[1]), Path(sys.argv[2]))",
     ]

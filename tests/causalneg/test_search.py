@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from causalneg.formats import read_dataset
-from causalneg.search import BM25, as_run, pair_scores, search
+from causalneg.data.formats import read_dataset
+from causalneg.search.search import BM25, as_run, pair_scores, search
 from common.errors import BackendError, ConfigError, DataError
-from common.retrieval_metrics import retrieval_metrics
+from common.metrics.retrieval import retrieval_metrics
 
 
 def brute(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +182,7 @@ def test_gpus_find_what_the_cpu_finds() -> None:
 MEMORY = """
 import resource, sys
 import numpy as np
-from causalneg.search import search
+from causalneg.search.search import search
 rows, limit = int(sys.argv[2]), int(sys.argv[3])
 documents = np.load(sys.argv[1], mmap_mode="r")[:rows]
 queries = np.ascontiguousarray(documents[:100])
@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
 MILLION = """
 import resource
 import numpy as np
-from causalneg.search import search
+from causalneg.search.search import search
 documents = np.empty((1_000_000, 512), dtype=np.float32)
 draw = np.random.default_rng(0)
 for start in range(0, len(documents), 10_000):
@@ -331,6 +331,6 @@ def test_bm25_on_real_text(shared: Path, name: str, known: dict[str, float]) -> 
 
 def test_the_commands_do_not_bring_along_what_engine_processes_cannot_start_beside() -> None:
     """numba comes with bm25s; vLLM's processes read the modules of the main script again, and stop at it."""
-    names = "causalneg.cli, causalneg.commands, causalneg.training, causalneg.generation.model_set"
+    names = "causalneg.cli, causalneg.commands, causalneg.training.run, causalneg.generation.model_set"
     code = f"import sys, {names}; sys.exit('bm25s' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

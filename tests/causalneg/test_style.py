@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.generation.style import (
+from causalneg.data.schema import Document
+from causalneg.text.style import (
     CLOSERS,
     OPENERS,
     REMARKS,
@@ -21,7 +22,6 @@ from causalneg.generation.style import (
     style_share,
     stylise,
 )
-from causalneg.schema import Document
 from common.errors import ConfigError
 
 TEXT = "The firm moved to Port Ressel in 1947. Mira Tolvane ran it. It grew."

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from causalneg.formats import Dataset, read_dataset
+from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data.schema import Example, Facet, Negative, Passage, Reason, StrategyKind
 from causalneg.generation.backends import make_writer
-from causalneg.generation.english import ABOUT, HOLDS_FOR, RELATION, STATES, replace_phrases
 from causalneg.generation.pipeline import generate, pairs_from
-from causalneg.generation.style import stylise
-from causalneg.generation.verify import Report, Verification, verify
-from causalneg.schema import Example, Facet, Negative, Passage, Reason, StrategyKind
+from causalneg.generation.verification.heuristics import Report, Verification, verify
+from causalneg.generation.writers.english import ABOUT, HOLDS_FOR, RELATION, STATES, replace_phrases
+from causalneg.text.style import stylise
 from causalneg.world import World, WorldConfig, make_world
 from causalneg.world.language import kind_of, names_in
 from common.errors import ConfigError

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.formats import Dataset, read_dataset
-from causalneg.generation.style import has_style, strip_style, stylise
+from causalneg.data.formats import Dataset, read_dataset
+from causalneg.text.style import has_style, strip_style, stylise
 from causalneg.world import Fact, Need, Pattern, World, WorldConfig, make_world
 from causalneg.world.build import has_words_of
 from causalneg.world.communities import MEMBERS, _draw_names, name_capacity

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from sklearn.metrics import log_loss, roc_auc_score
 
-from common.ctr_metrics import DEFAULT_BUCKETS, bucket_masks, bucket_name, ctr_metrics, user_auc
 from common.errors import DataError
+from common.metrics.ctr import DEFAULT_BUCKETS, bucket_masks, bucket_name, ctr_metrics, user_auc
 
 rows = st.lists(
     st.tuples(

@@ -17,10 +17,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from common import fit as fit_module
 from common.errors import ConfigError, DataError
-from common.fit import FitConfig, FitResult, batch_size, fit, forget_optimizer, load_checkpoint, position
-from common.tracking import MetricsFile
+from common.training import fit as fit_module
+from common.training.fit import (
+    FitConfig,
+    FitResult,
+    batch_size,
+    fit,
+    forget_optimizer,
+    load_checkpoint,
+    position,
+)
+from common.training.tracking import MetricsFile
 
 ROWS, WIDTH, BATCH = 56, 4, 8
 BATCHES = ROWS // BATCH

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from common.plots import Panel, Series, bar_plot, line_plot
+from common.report.plots import Panel, Series, bar_plot, line_plot
 
 
 @pytest.mark.parametrize("log_x", [True, False])

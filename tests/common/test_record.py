@@ -16,7 +16,7 @@ import torch
 
 from common.config import config_hash
 from common.errors import DataError
-from common.record import Record, commit, peak_memory
+from common.training.record import Record, commit, peak_memory
 
 
 def start() -> Record:
@@ -72,7 +72,7 @@ def test_wall_time_and_memory_are_measured() -> None:
 
 def test_peak_memory_is_not_that_of_the_parent() -> None:
     block = np.ones(2**26)
-    child = "from common.record import peak_memory; import sys; sys.stdout.write(str(peak_memory()))"
+    child = "from common.training.record import peak_memory; import sys; sys.stdout.write(str(peak_memory()))"
     packages = str(Path(__file__).resolve().parents[2] / "packages")
     done = subprocess.run(
         [sys.executable, "-c", child],

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.report import format_difference, format_number, format_p, format_seconds, markdown_table
+from common.report.tables import format_difference, format_number, format_p, format_seconds, markdown_table
 
 
 def test_markdown_table() -> None:

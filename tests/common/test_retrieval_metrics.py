@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from common.retrieval_metrics import read_trec, retrieval_metrics, write_trec
+from common.metrics.retrieval import read_trec, retrieval_metrics, write_trec
 
 
 def reference(scores: dict[str, float], grades: dict[str, int], metric: str, cut: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
-from common.study import Extra, RunSpec, Study, collect, is_done, nested, run
+from common.study.engine import Extra, RunSpec, Study, collect, is_done, nested, run
 from fake_train import small
 
 
@@ -160,7 +160,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     """Otherwise an orphan and its successor would write into one folder."""
     program = (
         "import signal\nfrom pathlib import Path\nfrom fake_train import small\n"
-        "from common.study import RunSpec, run\n"
+        "from common.study.engine import RunSpec, run\n"
         "if __name__ == '__main__':\n"
         # a shell in the background starts its children deaf to the keyboard's signal
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"

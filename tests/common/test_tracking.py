@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from common.tracking import Console, MetricsFile, close, loggers
+from common.training.tracking import Console, MetricsFile, close, loggers
 
 
 def test_columns_appear_as_they_are_needed(tmp_path: Path) -> None:

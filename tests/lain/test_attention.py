@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lain.attention import TargetAttention, start_projection
 from lain.length import LengthAdapter, LengthOptions, LengthState
-from lain.spans import Spans
+from lain.ops.attention import TargetAttention, start_projection
+from lain.ops.spans import Spans
 
 OFF = LengthOptions()
 

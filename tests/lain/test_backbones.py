@@ -16,11 +16,11 @@ from torch import Tensor
 from common.errors import ConfigError
 from lain.backbones import BACKBONES
 from lain.backbones.din import Dice
-from lain.batch import Batch
+from lain.data.batch import Batch
+from lain.data.store import Feature
 from lain.length import PRESETS, LengthConfig, LengthOptions
 from lain.model import CTRModel, Head, Output
-from lain.spans import _SpanLinear
-from lain.store import Feature
+from lain.ops.spans import _SpanLinear
 from reference import PADDING, Reference, Sample, Sizes
 
 ITEMS, CATEGORIES, USERS, HOURS = 16, 4, 4, 3

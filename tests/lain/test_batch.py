@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.errors import DataError
-from lain.batch import Batch, Batches, EvenBatches
-from lain.data import CTRData
-from lain.store import Split, Store
+from lain.data.batch import Batch, Batches, EvenBatches
+from lain.data.module import CTRData
+from lain.data.store import Split, Store
 from small_store import Row, write
 
 HISTORIES = [

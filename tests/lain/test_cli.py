@@ -266,7 +266,7 @@ def test_an_allocation_that_fails_in_a_step_is_one_line(
     def greedy(*_: object) -> torch.Tensor:
         return torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr("lain.module.CTRModule.training_step", greedy)
+    monkeypatch.setattr("lain.training.module.CTRModule.training_step", greedy)
     (line,) = fails("train", config, *SMALL, f"out={tmp_path}")
     assert line.startswith(
         "error: not enough memory; lower train.batch_size=64, train.eval_batch_size=2048, "

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lain.attention import AttentionRecord
 from lain.backbones import BACKBONES
-from lain.batch import Batches
-from lain.diagnostics import (
+from lain.data.batch import Batches
+from lain.data.store import Feature
+from lain.evaluation.diagnostics import (
     attention_by_bucket,
     attention_shape,
     choose_rows,
@@ -27,8 +27,8 @@ from lain.diagnostics import (
 )
 from lain.length import PRESETS, LengthOptions
 from lain.model import CTRModel
-from lain.spans import Spans
-from lain.store import Feature
+from lain.ops.attention import AttentionRecord
+from lain.ops.spans import Spans
 from small_store import Row, write
 
 weights = st.lists(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lain import embedding
-from lain.embedding import FeatureEmbedding, values_of
-from lain.store import Feature
+from lain.data.store import Feature
+from lain.layers import embedding
+from lain.layers.embedding import FeatureEmbedding, values_of
 
 ITEM_ID = Feature("item_id", "item", "categorical", 200)
 CATEGORY = Feature("category", "item", "categorical", 5)

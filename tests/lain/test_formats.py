@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError, HouseError
 from lain.cli import main
+from lain.data.store import Store
 from lain.formats import prepare
 from lain.formats.kuairand import AGE_EDGES, DURATION_EDGES, ITEM_FEATURES, USER_FEATURES
-from lain.store import Store
 
 SCHEMA = """
 name: synthetic

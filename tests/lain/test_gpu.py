@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.fit import FitConfig
+from common.training.fit import FitConfig
 from lain.backbones import BACKBONES
-from lain.batch import Batch
-from lain.data import CTRData
+from lain.data.batch import Batch
+from lain.data.module import CTRData
+from lain.data.store import Store
 from lain.length import LengthConfig
 from lain.model import CTRModel
-from lain.module import ModelConfig, OptimConfig, TrackingConfig, TrainConfig, train_run
-from lain.recurrence import GRU, PackedSpans
-from lain.spans import Spans, span_dot, span_linear, span_scatter, span_softmax, span_sum, take
-from lain.store import Store
+from lain.ops.recurrence import GRU, PackedSpans
+from lain.ops.spans import Spans, span_dot, span_linear, span_scatter, span_softmax, span_sum, take
+from lain.training.module import ModelConfig, OptimConfig, TrackingConfig, TrainConfig, train_run
 from lain.world import WorldConfig, make_world
 
 pytestmark = [

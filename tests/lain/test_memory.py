@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import resource
-from lain.memory import keep_freed_memory
+from common.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lain.optim import RowAdam, clip_gradients
+from lain.training.optim import RowAdam, clip_gradients
 
 ROWS, WIDTH = 6, 3
 

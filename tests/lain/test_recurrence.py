@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lain.recurrence import GRU, PackedSpans
-from lain.spans import Spans
+from lain.ops.recurrence import GRU, PackedSpans
+from lain.ops.spans import Spans
 
 WIDTH = 3
 

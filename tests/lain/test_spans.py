@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lain.spans import (
+from lain.ops.spans import (
     Spans,
     _PairLinear,
     _SpanLinear,

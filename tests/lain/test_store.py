@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.ragged import Ragged
-from lain.store import ArrayWriter, Feature, Store, StoreWriter
+from lain.data.store import ArrayWriter, Feature, Store, StoreWriter
 
 FEATURES = [
     Feature("item_id", "item", "categorical", 0),

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
-from lain.store import Store
+from lain.data.store import Store
 from lain.world import WorldConfig, make_world
 
 BUCKETS = ((0, 50), (50, 100), (100, 200), (200, 1001))

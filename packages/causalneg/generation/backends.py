@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from causalneg.formats import Dataset
-from causalneg.generation.corpus import Corpus
-from causalneg.generation.naive import NaiveWriter
-from causalneg.generation.rules import RulesWriter
-from causalneg.generation.writer import Writer
+from causalneg.data.formats import Dataset
+from causalneg.generation.writers.base import Writer
+from causalneg.generation.writers.naive import NaiveWriter
+from causalneg.generation.writers.rules import RulesWriter
+from causalneg.text.corpus import Corpus
 from causalneg.world import World
 from common.errors import ConfigError, suggest
 

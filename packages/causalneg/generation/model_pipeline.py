@@ -17,13 +17,13 @@ from typing import get_args
 import click
 from tqdm import tqdm
 
-from causalneg.generation.chat import TRANSIENT, FailureKind
+from causalneg.data.schema import Document, Example, Passage
 from causalneg.generation.journal import Journal, Totals, read_totals
-from causalneg.generation.llm import LLMWriter, Written
 from causalneg.generation.steps import Budget
-from causalneg.generation.writer import Pair
-from causalneg.schema import Document, Example, Passage
-from common.report import format_number, markdown_table
+from causalneg.generation.writers.base import Pair
+from causalneg.generation.writers.language_model import LLMWriter, Written
+from causalneg.llm.chat import TRANSIENT, FailureKind
+from common.report.tables import format_number, markdown_table
 
 Tracker = Callable[[Mapping[str, float]], None]
 """Gets the figures of the progress every few seconds; W&B's ``run.log`` is one."""

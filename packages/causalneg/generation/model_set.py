@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from causalneg.formats import Dataset, write_examples
-from causalneg.generation.chat import ChatBackend
+from causalneg.data.formats import Dataset, write_examples
+from causalneg.data.schema import Example
 from causalneg.generation.journal import Journal, refuse_if_open
-from causalneg.generation.judges import (
+from causalneg.generation.model_pipeline import Tracker, generate_with_model, open_journal, status
+from causalneg.generation.pipeline import data_card, pairs_from, rewrite_examples
+from causalneg.generation.steps import WINDOW, Budget
+from causalneg.generation.verification.heuristics import Verification, verify
+from causalneg.generation.verification.judges import (
     CrossEncoderJudge,
     Judge,
     LLMJudge,
@@ -24,20 +28,16 @@ from causalneg.generation.judges import (
     check_voices,
     review,
 )
-from causalneg.generation.llm import LLMWriter
-from causalneg.generation.model_pipeline import Tracker, generate_with_model, open_journal, status
-from causalneg.generation.openai_server import KEY_VARIABLE, OpenAIBackend
-from causalneg.generation.pipeline import data_card, pairs_from, rewrite_examples
-from causalneg.generation.prompts import Limits, Prompts
-from causalneg.generation.steps import WINDOW, Budget
-from causalneg.generation.transformers_local import TransformersBackend
-from causalneg.generation.verify import Verification, verify
-from causalneg.generation.vllm_engine import EngineSettings, VLLMBackend
-from causalneg.schema import Example
+from causalneg.generation.writers.language_model import LLMWriter
+from causalneg.generation.writers.prompts import Limits, Prompts
+from causalneg.llm.chat import ChatBackend
+from causalneg.llm.openai_server import KEY_VARIABLE, OpenAIBackend
+from causalneg.llm.transformers_local import TransformersBackend
+from causalneg.llm.vllm_engine import EngineSettings, VLLMBackend
 from common.errors import BackendError, ConfigError, suggest
 from common.files import atomic_write
-from common.report import format_number, markdown_table
-from common.tracking import WandbMode
+from common.report.tables import format_number, markdown_table
+from common.training.tracking import WandbMode
 
 if TYPE_CHECKING:
     from causalneg.world import World
@@ -51,7 +51,7 @@ _PARTS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """OpenAI-compatible servers; see :class:`causalneg.generation.openai_server.OpenAIBackend`.
+    """OpenAI-compatible servers; see :class:`causalneg.llm.openai_server.OpenAIBackend`.
 
     Args:
         endpoints: Base URLs of servers that have the model.
@@ -80,7 +80,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class VLLMSettings:
-    """The offline engine; see :class:`causalneg.generation.vllm_engine.EngineSettings`.
+    """The offline engine; see :class:`causalneg.llm.vllm_engine.EngineSettings`.
 
     Args:
         adapter: Folder of a LoRA adapter; None for none.
@@ -107,7 +107,7 @@ class VLLMSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """A model in this process; see :class:`causalneg.generation.transformers_local.TransformersBackend`.
+    """A model in this process; see :class:`causalneg.llm.transformers_local.TransformersBackend`.
 
     Args:
         adapter: Folder of a LoRA adapter; None for none.

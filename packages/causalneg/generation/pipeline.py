@@ -15,15 +15,15 @@ import numpy as np
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from causalneg.formats import Dataset, resolve_passage
-from causalneg.generation.corpus import Corpus
+from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Source
 from causalneg.generation.journal import Journal, Record, Step
-from causalneg.generation.text import content_words, words
-from causalneg.generation.verify import Verification
-from causalneg.generation.writer import Failure, Pair, Writer
-from causalneg.schema import Analysis, Document, Example, Negative, Passage, Source
+from causalneg.generation.verification.heuristics import Verification
+from causalneg.generation.writers.base import Failure, Pair, Writer
+from causalneg.text.corpus import Corpus
+from causalneg.text.words import content_words, words
 from common.errors import ConfigError
-from common.report import format_number, markdown_table
+from common.report.tables import format_number, markdown_table
 
 SCHEMA_VERSION = 1
 """Of the journal's records; another one starts a new generation set."""

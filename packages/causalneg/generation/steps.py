@@ -16,7 +16,8 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from causalneg.generation.chat import (
+from causalneg.generation.journal import Journal, Record, Step
+from causalneg.llm.chat import (
     TRANSIENT,
     ChatBackend,
     ChatFailure,
@@ -26,7 +27,6 @@ from causalneg.generation.chat import (
     estimate_tokens,
     is_failure_kind,
 )
-from causalneg.generation.journal import Journal, Record, Step
 from common.errors import ConfigError
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from causalneg.generation.style import has_style, stylise
+from causalneg.text.style import has_style, stylise
 from causalneg.world.communities import Community, entities_in
 from causalneg.world.language import Fact
 from causalneg.world.lexicon import RELATIONS

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from causalneg.generation.style import strip_style
+from causalneg.text.style import strip_style
 from causalneg.world.lexicon import (
     NAME_PARTS,
     RELATIONS,

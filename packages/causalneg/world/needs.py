@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from causalneg.schema import Facet
+from causalneg.data.schema import Facet
 from causalneg.world.language import Fact, kind_of
 from causalneg.world.lexicon import RELATIONS, SORT_NOUNS, Kind
 

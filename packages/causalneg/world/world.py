@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from causalneg.formats import write_dataset
-from causalneg.generation.style import mixed_corpus, stylise
-from causalneg.schema import Document, Query
+from causalneg.data.formats import write_dataset
+from causalneg.data.schema import Document, Query
+from causalneg.text.style import mixed_corpus, stylise
 from causalneg.world import edits as editing
 from causalneg.world import language, writing
 from causalneg.world.build import make_passages, make_questions
@@ -308,7 +308,7 @@ class World:
         return writing.paraphrase(text, rng)
 
     def stylise(self, text: str, strength: float, rng: random.Random) -> str:
-        """A text in the simulated writer's manner; see :func:`causalneg.generation.style.stylise`."""
+        """A text in the simulated writer's manner; see :func:`causalneg.text.style.stylise`."""
         return stylise(text, strength, rng)
 
     def edit(

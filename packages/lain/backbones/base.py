@@ -9,9 +9,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord
 from lain.length import LengthState
-from lain.spans import Spans
+from lain.ops.attention import AttentionRecord
+from lain.ops.spans import Spans
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord, Start, start_projection
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.recurrence import GRU, PackedSpans
-from lain.spans import Spans, span_dot, span_softmax, take
+from lain.ops.attention import AttentionRecord, Start, start_projection
+from lain.ops.recurrence import GRU, PackedSpans
+from lain.ops.spans import Spans, span_dot, span_softmax, take
 
 
 class DIEN(Backbone):
@@ -26,7 +26,7 @@ class DIEN(Backbone):
     Args:
         width: Width d of an item's vector, and of the states.
         attention_start: ``identity`` starts W and the candidates of both recurrences as the identity (see
-            :class:`~lain.recurrence.GRU`): a state is then like the latest items, its product with the
+            :class:`~lain.ops.recurrence.GRU`): a state is then like the latest items, its product with the
             target a similarity, and a prompt of zero no step. ``xavier`` starts the recurrences as usual
             and W with Xavier's uniform weights: attention then says nothing for an epoch or two, and what
             adds to its logits meanwhile, such as an additive query, can drive it onto one step for good.

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import AttentionRecord
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.spans import Spans, span_linear, span_sum
+from lain.ops.attention import AttentionRecord
+from lain.ops.spans import Spans, span_linear, span_sum
 
 
 class Dice(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lain.attention import Start, TargetAttention
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.spans import Spans, span_sum
+from lain.ops.attention import Start, TargetAttention
+from lain.ops.spans import Spans, span_sum
 
 MOST_BITS = 63
 """Bits of a hash that fit into an integer."""

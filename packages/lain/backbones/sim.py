@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.attention import Start, TargetAttention, start_projection
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.spans import Spans, span_dot, span_sum
+from lain.ops.attention import Start, TargetAttention, start_projection
+from lain.ops.spans import Spans, span_dot, span_sum
 
 
 class SIM(Backbone):

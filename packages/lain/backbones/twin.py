@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lain.attention import Start, TargetAttention
 from lain.backbones.base import Backbone, Interests, positive
 from lain.length import LengthState
-from lain.spans import Spans
+from lain.ops.attention import Start, TargetAttention
+from lain.ops.spans import Spans
 
 
 class TWIN(Backbone):

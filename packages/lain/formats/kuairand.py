@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int, Shaped, UInt8
 
 from common.errors import ConfigError
 from common.ragged import Ragged, span_positions
+from lain.data.store import Feature, StoreWriter
 from lain.formats.tables import (
     Mistakes,
     Progress,
@@ -36,7 +37,6 @@ from lain.formats.tables import (
     require_files,
     vocabulary,
 )
-from lain.store import Feature, StoreWriter
 
 FILES = (
     "val.parquet",

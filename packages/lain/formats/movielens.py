@@ -18,8 +18,8 @@ from jaxtyping import Int
 
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
+from lain.data.store import Feature, StoreWriter
 from lain.formats.tables import CsvTable, Mistakes, Progress, encode, require_files, vocabulary
-from lain.store import Feature, StoreWriter
 
 FILES = ("ratings.csv", "movies.csv")
 LIKED = 4.0

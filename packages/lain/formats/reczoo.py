@@ -40,6 +40,7 @@ from jaxtyping import Int, Shaped
 from common.config import load
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
+from lain.data.store import RESERVED, ArrayWriter, Feature, Kind, Source, StoreWriter
 from lain.formats.tables import (
     Mistakes,
     Progress,
@@ -51,7 +52,6 @@ from lain.formats.tables import (
     owners,
     require_files,
 )
-from lain.store import RESERVED, ArrayWriter, Feature, Kind, Source, StoreWriter
 
 FILES = ("train.parquet", "test.parquet", "user_info.parquet", "item_info.parquet")
 SPLITS = ("train", "valid", "test")

@@ -1,0 +1,1 @@
+"""Documents, queries, judgements and training sets, and the files they come in."""

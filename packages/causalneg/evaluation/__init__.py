@@ -1,0 +1,1 @@
+"""What a trained encoder finds, and what it scores by."""

@@ -1,0 +1,1 @@
+"""Who checks what was written: heuristics and judges."""

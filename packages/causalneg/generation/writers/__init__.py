@@ -1,0 +1,1 @@
+"""Who writes negatives: rules, a naive writer, a language model."""

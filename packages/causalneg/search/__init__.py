@@ -1,0 +1,1 @@
+"""Nearest documents of queries."""

@@ -1,0 +1,1 @@
+"""Retrieval studies: arms and their report."""

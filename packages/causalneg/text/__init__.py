@@ -1,0 +1,1 @@
+"""Words, style and corpus statistics, below everything that uses them."""

@@ -1,0 +1,1 @@
+"""Metrics of both fields, as small functions of arrays."""

@@ -1,0 +1,1 @@
+"""Training: fit, checkpoints, tracking, records, and the one lifecycle of a run."""

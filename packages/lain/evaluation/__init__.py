@@ -1,0 +1,1 @@
+"""What a trained run predicts, and why."""

@@ -1,0 +1,1 @@
+"""Operations on ragged spans, each with its derivation."""

@@ -1,0 +1,137 @@
+"""Attention of a target over histories held as spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lain.length import LengthState
+from lain.ops.spans import Spans, span_dot, span_softmax_with, span_sum
+
+Start = Literal["identity", "xavier"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRecord:
+    """The weights a branch gave, for diagnosis.
+
+    Args:
+        weight: Weight of each pair, head by head.
+        spans: The pairs: real behaviours.
+        of_prompts: Weight of each prompt, head by head; no prompts, no weights.
+    """
+
+    weight: Float[Tensor, "pairs heads"]
+    spans: Spans
+    of_prompts: Float[Tensor, "samples prompts heads"]
+
+
+def start_projection(layer: nn.Linear, start: Start) -> None:
+    """Start a projection as a (rectangular) identity, or with Xavier's uniform weights."""
+    if start == "identity":
+        nn.init.eye_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+
+
+class TargetAttention(nn.Module):
+    """Multi-head attention of each sample's target over its span.
+
+    out = W_o concat_h sum_p softmax_p(Q'_h . K'_h,p / (sqrt(d_h) tau)) V_h,p, with Q = W_q target,
+    K = W_k item, V = W_v item; the length may bend Q, K and tau and add prompts. A sample without
+    behaviours and prompts gets zeros. Source: multi-head target attention as in LongCTR and TWIN.
+
+    Args:
+        width: Width of an item's vector, in and out.
+        attention_dim: Width of queries, keys and values over all heads.
+        heads: Number of heads.
+        branch: Name under which the length is asked.
+        start: ``identity`` starts W_q and W_k as (rectangular) identities, so that attention is the
+            similarity of embeddings from the first step; ``xavier`` is the usual start.
+
+    Raises:
+        ValueError: ``attention_dim`` is not a multiple of ``heads``.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        attention_dim: int,
+        heads: int,
+        branch: str,
+        start: Start = "identity",
+    ) -> None:
+        super().__init__()
+        if attention_dim % heads:
+            raise ValueError(f"attention_dim must be a multiple of heads, got {attention_dim} and {heads}")
+        self.heads, self.branch = heads, branch
+        self.query = nn.Linear(width, attention_dim, bias=False)
+        self.key = nn.Linear(width, attention_dim, bias=False)
+        self.value = nn.Linear(width, attention_dim, bias=False)
+        self.out = nn.Linear(attention_dim, width, bias=False)
+        start_projection(self.query, start)
+        start_projection(self.key, start)
+        start_projection(self.value, "xavier")
+        start_projection(self.out, "xavier")
+
+    def search(
+        self,
+        target: Float[Tensor, "samples width"],
+        table: Float[Tensor, "rows width"],
+        spans: Spans,
+        length: LengthState,
+        count: int,
+    ) -> Spans:
+        """The ``count`` behaviours of each sample with the largest logit, averaged over heads.
+
+        Heads' mean of Q'_h . K'_h is the whole Q' . K' up to a constant, so one product ranks them.
+        No gradient flows through a choice, so none is recorded.
+        """
+        with torch.no_grad():
+            query = length.query(self.branch, self.query(target))
+            score = span_dot(query[:, None], self.key(table)[:, None], spans)
+            return spans.top(score[:, 0], count)
+
+    def forward(
+        self,
+        target: Float[Tensor, "samples width"],
+        table: Float[Tensor, "rows width"],
+        spans: Spans,
+        length: LengthState,
+    ) -> tuple[Float[Tensor, "samples width"], AttentionRecord]:
+        """Attend over the spans and the prompts."""
+        plain = self.query(target)
+        query, shift = length.query(self.branch, plain), length.key_shift(self.branch)
+        temperature = length.temperature(self.branch)
+        if temperature is not None:  # on the queries, of which there are fewer than logits
+            plain, query = plain / temperature[:, None], query / temperature[:, None]
+        keys = self._split(self.key(table))
+        prompts = length.prompts(self.branch, torch.cat([self.key.weight, self.value.weight]))
+        if prompts is None:
+            prompts = plain.new_empty(len(plain), 0, 2 * plain.shape[1])
+        prompt_keys, prompt_values = (self._split(x) for x in prompts.chunk(2, -1))
+        logits = span_dot(self._split(query), keys, spans)
+        if shift is not None:
+            of_shift = (self._split(query) * self._split(shift)).sum(-1)
+            logits = logits + of_shift.index_select(0, spans.row)
+            prompt_keys = prompt_keys + self._split(shift)[:, None]
+        prompt_query = self._split(plain if length.plain_prompt_query else query)
+        prompt_logits = (prompt_keys * prompt_query[:, None]).sum(-1).to(logits.dtype)
+        root = keys.shape[-1] ** 0.5
+        logits, prompt_logits = logits / root, prompt_logits / root
+        if length.prompt_offset is not None:
+            offset = length.prompt_offset
+            offset = offset if temperature is None else (offset / temperature)[:, None, None]
+            prompt_logits = prompt_logits + offset
+        weight, of_prompts = span_softmax_with(logits, prompt_logits, spans)
+        mixed = span_sum(weight, self._split(self.value(table)), spans)
+        mixed = mixed + (of_prompts[..., None] * prompt_values).sum(1)
+        return self.out(mixed.flatten(1)), AttentionRecord(weight.detach(), spans, of_prompts.detach())
+
+    def _split(self, x: Float[Tensor, "*n attention"]) -> Float[Tensor, "*n heads dim"]:
+        return torch.unflatten(x, -1, (self.heads, -1))

@@ -1,0 +1,1 @@
+"""Click-through studies: comparison of arms and their report."""
