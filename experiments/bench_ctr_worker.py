@@ -88,7 +88,8 @@ class House(Side):
         from common.machine import keep_freed_memory
         from lain.data.module import CTRData
         from lain.length import LengthConfig
-        from lain.training.module import CTRModule, ModelConfig, OptimConfig
+        from lain.training.config import ModelConfig, OptimConfig
+        from lain.training.module import CTRModule
 
         keep_freed_memory()
         torch.set_num_threads(request["threads"])

@@ -103,8 +103,9 @@ class TrainHouse(Side):
     def __init__(self, request: Mapping[str, Any]) -> None:
         from causalneg.data.schema import Example, Negative, Passage, Query
         from causalneg.encoders import load_encoder
+        from causalneg.training.config import LossConfig, OptimConfig
         from causalneg.training.data import TrainingSet
-        from causalneg.training.module import LossConfig, OptimConfig, RetrievalModule
+        from causalneg.training.module import RetrievalModule
 
         data = read(request["data"])
         examples = [

@@ -28,7 +28,8 @@ from common.training.fit import forget_optimizer
 from lain.formats import prepare
 from lain.study.comparison import Comparison, read_runs
 from lain.study.report import Head, study_plots, study_table
-from lain.training.module import TrainConfig, train_run
+from lain.training.config import TrainConfig
+from lain.training.run import train_run
 from lain.world import WorldConfig, make_world
 
 STUDIES = Path(__file__).resolve().parent / "ctr"

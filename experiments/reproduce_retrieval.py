@@ -30,7 +30,7 @@ from causalneg.mining.mining import MiningRules
 from causalneg.study.arms import check_arms
 from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
 from causalneg.text.style import mixed_corpus
-from causalneg.training.module import TrainConfig
+from causalneg.training.config import TrainConfig
 from causalneg.training.run import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config

@@ -325,7 +325,7 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.training.module import TrainConfig, run_hash
+    from causalneg.training.config import TrainConfig, run_hash
     from causalneg.training.run import train_run
 
     settings = load_config(TrainConfig, config, overrides)

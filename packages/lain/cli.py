@@ -87,7 +87,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
-    from lain.training.module import TrainConfig, open_data, run_name, train_run
+    from lain.training.config import TrainConfig
+    from lain.training.run import open_data, run_name, train_run
 
     settings = load_config(TrainConfig, config, overrides)
     if dry_run:
@@ -109,7 +110,7 @@ def evaluate(run: Path, split: str) -> None:
     """
     from common.files import atomic_write
     from lain.evaluation.predictions import predict as score
-    from lain.training.module import load_run
+    from lain.training.run import load_run
 
     config, model, data = load_run(run)
     predictions = score(model, data.eval_loader(split), data.store.split(split))
@@ -141,7 +142,7 @@ def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
     """
     from lain.data.module import CTRData
     from lain.evaluation.predictions import predict as score
-    from lain.training.module import load_run
+    from lain.training.run import load_run
 
     config, model, trained_on = load_run(run)
     other = CTRData(
@@ -180,7 +181,7 @@ def diagnose(run: Path, rows: int) -> None:
     """
     from common.files import atomic_write
     from lain.evaluation import diagnostics
-    from lain.training.module import load_run
+    from lain.training.run import load_run
 
     config, model, data = load_run(run)
     batches = data.batches("test")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from causalneg.study.arms import check_arms
-from causalneg.training.module import LossConfig, OptimConfig, SetConfig, TrainConfig
+from causalneg.training.config import LossConfig, OptimConfig, SetConfig, TrainConfig
 from common.errors import ConfigError
 
 MINED = TrainConfig(data=Path("data"), sets=[SetConfig(Path("bm25.jsonl"), 18)], candidates=18)

@@ -19,7 +19,8 @@ from lain.length import LengthConfig
 from lain.model import CTRModel
 from lain.ops.recurrence import GRU, PackedSpans
 from lain.ops.spans import Spans, span_dot, span_linear, span_scatter, span_softmax, span_sum, take
-from lain.training.module import ModelConfig, OptimConfig, TrackingConfig, TrainConfig, train_run
+from lain.training.config import ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from lain.training.run import train_run
 from lain.world import WorldConfig, make_world
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from causalneg.training.module import TrainConfig
+from causalneg.training.config import TrainConfig
 from common.config import to_dict
 from common.errors import ConfigError
 

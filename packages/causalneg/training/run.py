@@ -21,6 +21,7 @@ from causalneg.evaluation.diagnostics import SourceReport
 from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views, tokenize
 from causalneg.evaluation.probe import Probe
 from causalneg.losses import easy_negatives
+from causalneg.training.config import TrainConfig, run_hash
 from causalneg.training.data import (
     Key,
     RetrievalData,
@@ -30,7 +31,7 @@ from causalneg.training.data import (
     held_out,
     passage_key,
 )
-from causalneg.training.module import RetrievalModule, TrainConfig, run_hash
+from causalneg.training.module import RetrievalModule
 from common.config import load as load_config
 from common.config import save as save_config
 from common.errors import ConfigError, DataError
