@@ -24,8 +24,11 @@ from typing import Any
 import click
 import torch
 
-from causalneg.commands import beside, generate_set, mine_set
+from causalneg.commands import mine_set
 from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.generation.config import GenerateConfig
+from causalneg.generation.sets import generate_set
+from causalneg.generation.writers.taught import CONTEXT, LIMITS, Lesson, teach
 from causalneg.mining.mining import MiningRules
 from causalneg.study.arms import check_arms
 from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
@@ -36,9 +39,8 @@ from causalneg.world import WorldConfig, make_world
 from common import config
 from common.cli import exit_on_mistake
 from common.errors import BackendError, ConfigError, DataError, suggest
-from common.files import atomic_folder, atomic_write
+from common.files import atomic_folder, atomic_write, beside
 from common.study.engine import RunSpec, Study, Worker, is_done, nested, run, say
-from world_lm import CONTEXT, LIMITS, Lesson, teach
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = Path(__file__).parent / "retrieval"
@@ -62,7 +64,8 @@ class RetrievalStudy(Study):
             rewritten mined negatives per query}``, ``{write: world-lm, from: a mined set,
             temperature: 0.7, batch: 64, engine: an environment with vLLM; without one transformers writes}``.
         teach: The language model that ``world-lm`` writes with, taught the world by the rules: ``{from: a
-            mined set, minutes: 20, ...}``, whatever :class:`world_lm.Lesson` knows.
+            mined set, minutes: 20, ...}``, whatever
+            :class:`causalneg.generation.writers.taught.Lesson` knows.
         start: Training of the encoder that all arms start from, by dotted key; empty starts from scratch.
         train_split: Split that is mined and trained on.
         truth_split: Split with every true positive of the training queries, where that is known.
@@ -357,10 +360,9 @@ def _make_set(order: _SetOrder) -> None:
     elif order.source is not None:
         voices = int(how.get("voices", 0))
         beside(path, ".journal").unlink(missing_ok=True)
-        generate_set(
-            order.data, order.source, path, backend=how["write"], artifact=float(rest.get("artifact", 0.0)),
-            both_voices=voices > 0, voices_per_query=voices,
-        )  # fmt: skip
+        writer = {"name": how["write"], "artifact": float(rest.get("artifact", 0.0))}
+        written = config.load(GenerateConfig, None, base={"writer": writer})
+        generate_set(order.data, order.source, path, written, both_voices=voices > 0, voices_per_query=voices)
     atomic_write(_marker(path), _written(order.wanted))
 
 
@@ -387,18 +389,18 @@ def _write_taught(order: _SetOrder, model: Path) -> None:
     """
     engine = "engine" in order.how
     python = _python_of(order.path.stem, order.how)
-    chosen: dict[str, Any] = {f"limits.{name}": value for name, value in vars(LIMITS).items()}
-    chosen["temperature"] = order.how.get("temperature", 0.7)
+    chosen: dict[str, Any] = {f"writer.limits.{name}": value for name, value in vars(LIMITS).items()}
+    chosen["writer.temperature"] = order.how.get("temperature", 0.7)
     texts = int(order.how.get("batch", 64))
     if engine:
-        chosen |= {"vllm.sequences": texts, "vllm.context": CONTEXT, "vllm.attempts": 2}
+        chosen |= {"backend.sequences": texts, "backend.context": CONTEXT, "backend.attempts": 2}
         # It has learnt JSON with a space after colon and comma, and is not held to another layout.
         spaces = "{backend: xgrammar, disable_any_whitespace: false}"
-        chosen["vllm.engine"] = (
+        chosen["backend.engine"] = (
             f"{{dtype: float32, enforce_eager: true, structured_outputs_config: {spaces}}}"
         )
     else:
-        chosen |= {"local.batch": texts, "local.attempts": 2}
+        chosen |= {"backend.batch": texts, "backend.attempts": 2}
     command = [str(python), "-m", "causalneg.cli", "generate", str(order.data), str(order.source)]
     command += [str(order.path), "--backend", "vllm" if engine else "transformers", "--model", str(model)]
     command += [f"{name}={value}" for name, value in chosen.items()]

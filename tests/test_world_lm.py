@@ -15,9 +15,6 @@ import pytest
 from causalneg.commands import mine_set
 from causalneg.data.formats import read_dataset, read_examples
 from causalneg.data.schema import Analysis
-from causalneg.generation.backends import make_writer
-from causalneg.generation.model_pipeline import generate_with_model
-from causalneg.generation.pipeline import pairs_from
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewritten

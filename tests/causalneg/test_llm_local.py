@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from causalneg.data.schema import Query
-from causalneg.generation.verification.judges import CrossEncoderJudge, Opinion, Question
 from causalneg.generation.writers.prompts import Rewritten
 from causalneg.llm.chat import Attempts, ChatFailure, ChatRequest, ChatResult, Message, complete
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer

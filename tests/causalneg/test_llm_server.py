@@ -18,8 +18,6 @@ import pytest
 
 from causalneg.data.schema import Analysis, Document, Query
 from causalneg.generation.journal import read_totals
-from causalneg.generation.model_pipeline import generate_with_model, open_journal
-from causalneg.generation.steps import Budget, Runner
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Prompts

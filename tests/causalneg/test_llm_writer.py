@@ -15,11 +15,7 @@ import pytest
 from causalneg.data.formats import Dataset, read_dataset, read_examples, write_dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
 from causalneg.generation.journal import Journal
-from causalneg.generation.model_pipeline import generate_with_model, open_journal, status
-from causalneg.generation.model_set import ModelSettings, make_backend, preview_prompts, write_model_set
-from causalneg.generation.steps import Budget, Call, Job, Runner
 from causalneg.generation.verification.heuristics import verify
-from causalneg.generation.verification.judges import Judge, LLMJudge, Opinion, Question, check_voices, review
 from causalneg.generation.writers.base import Failure, Pair, Writer
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Limits, Prompts

@@ -10,15 +10,14 @@ import pytest
 
 from causalneg.data.formats import Dataset, read_dataset
 from causalneg.data.schema import Example, Facet, Negative, Passage, Reason, StrategyKind
-from causalneg.generation.backends import make_writer
-from causalneg.generation.pipeline import generate, pairs_from
-from causalneg.generation.verification.heuristics import Report, Verification, verify
+from causalneg.generation.driver import generate, pairs_from
+from causalneg.generation.verification.heuristics import Counts, Verification, verify
 from causalneg.generation.writers.english import ABOUT, HOLDS_FOR, RELATION, STATES, replace_phrases
 from causalneg.text.style import stylise
 from causalneg.world import World, WorldConfig, make_world
 from causalneg.world.language import kind_of, names_in
 from common.errors import ConfigError
-from small_corpus import QUESTIONS, TEXTS, mined_examples, small_dataset
+from small_corpus import QUESTIONS, TEXTS, make_writer, mined_examples, small_dataset
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +213,7 @@ def test_filler_that_many_queries_share(small: Dataset) -> None:
 
 def test_mined_negatives_pass_untouched_and_all_is_counted(small: Dataset) -> None:
     mined = mined_examples(small)
-    written = generate(pairs_from(mined, small), make_writer("rules", small))
+    written = generate(pairs_from(mined, small), make_writer("rules", small)).examples
     both = [
         m.model_copy(update={"negatives": [*m.negatives, *w.negatives]})
         for m, w in zip(mined, written, strict=True)
@@ -246,7 +245,7 @@ def test_values_out_of_range(small: Dataset) -> None:
 
 
 def test_report_by_hand() -> None:
-    report = Report(
+    report = Counts(
         reasons={
             ("rules", "entity shift", "valid"): 3,
             ("rules", "entity shift", "answers"): 1,
@@ -259,12 +258,12 @@ def test_report_by_hand() -> None:
     text = " ".join(report.to_markdown().split())
     assert "| rules | entity shift | 4 | 3 | 1 | 0 |" in text
     assert "3 of 5 written negatives kept, 7 mined ones passed on." in text
-    truth = Report(
+    truth = Counts(
         reasons={("x", "none", "valid"): 4}, truth={"related": 1, "off topic": 1, "wrong answer": 2}
     )
     assert truth.shares() == {"valid": 0.25, "off topic": 0.25, "answering": 0.5}
     assert truth.to_dict()["truth"] == {"off topic": 1, "related": 1, "wrong answer": 2}
-    assert Report().to_markdown().startswith("0 of 0")
+    assert Counts().to_markdown().startswith("0 of 0")
 
 
 # The embedded world

@@ -1,4 +1,4 @@
-"""A page about a written set: counts, lengths, overlap with the queries, and how well a bag of words tells."""
+"""A page about a written set: counts, lengths, overlap with the queries, what a bag of words can tell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from causalneg.data.formats import Dataset, resolve_passage
-from causalneg.data.schema import Example, Passage
+from causalneg.data.schema import Example
 from causalneg.generation.verification.heuristics import Verification
 from causalneg.text.corpus import Corpus
 from causalneg.text.words import content_words, words

@@ -1,8 +1,8 @@
 """From pairs to written negatives: one driver for rules and language models.
 
 Every writer gives a job for each pair. Jobs are started as there is room, their calls written down as soon as
-they are answered, and nothing that is finished is done again: killed at any moment, the same call goes on where
-it was.
+they are answered, and nothing that is finished is done again: killed at any moment, the same call goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
-import click
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from causalneg.data.formats import Dataset
 from causalneg.data.schema import Document, Example, Passage
 from causalneg.generation.jobs import OVER_BUDGET, Failure, Job, Runner, digest, kept
-from causalneg.generation.journal import Journal, Ledger, Totals
+from causalneg.generation.journal import Journal, Ledger
+from causalneg.generation.totals import Totals
 from causalneg.generation.writers.base import Pair, Writer, Written
 from causalneg.llm.budget import Budget
 from causalneg.llm.chat import TRANSIENT, FailureKind
+from common.cli import report as report_to_user
 from common.errors import ConfigError
 from common.report.tables import format_number, markdown_table
 
@@ -33,15 +35,6 @@ Tracker = Callable[[Mapping[str, float]], None]
 _TRACK_SECONDS = 5.0
 _WRITTEN = TypeAdapter(Written)
 _REWRITTEN: TypeAdapter[Passage | Failure] = TypeAdapter(Passage | Failure)
-
-
-def report_line(line: str) -> None:
-    """Give a line to the user, on standard error.
-
-    Args:
-        line: The line.
-    """
-    click.echo(line, err=True)
 
 
 def pairs_from(examples: Sequence[Example], dataset: Dataset, *, candidates: int = 5) -> list[Pair]:
@@ -127,7 +120,8 @@ class Generated:
         counts += [["dropped negatives", kind, str(n)] for kind, n in self.dropped.most_common()]
         table = markdown_table(["what", "why", "number"], counts, "llr") if counts else ""
         made = "\n".join(f"- {name}: {value}" for name, value in totals.identity.items()) + "\n"
-        return "\n".join(part for part in ("## The writer", "", made, " ".join(lines), "", table) if part) + "\n"
+        parts = ("## The writer", made, " ".join(lines), table)
+        return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def generate(
@@ -139,7 +133,7 @@ def generate(
     retry_failed: bool = False,
     progress: bool = False,
     track: Tracker | None = None,
-    report: Callable[[str], None] = report_line,
+    report: Callable[[str], None] = report_to_user,
 ) -> Generated:
     """Write negatives for pairs.
 
@@ -167,7 +161,14 @@ def generate(
     def job(pair: Pair) -> Job[Written]:
         unit, key = f"{pair.query.id}\t{pair.positive.id}", _pair_key(pair)
         return kept(
-            lambda: writer.write(pair), "negatives", unit, key, ledger=ledger, shape=_WRITTEN, retry=retry
+            lambda: writer.write(pair),
+            "negatives",
+            unit,
+            key,
+            ledger=ledger,
+            read=_WRITTEN.validate_python,
+            show=partial(_WRITTEN.dump_python, mode="json"),
+            retry=retry,
         )
 
     runner = Runner(map(job, pairs), writer.backend, ledger=ledger, budget=budget, retry=retry)
@@ -203,18 +204,17 @@ def generate(
         report(f"{failures.total()} of {len(pairs)} pairs have no written negatives: {kinds}")
     numbers = sorted(found)
     return Generated(
-        [
-            Example(
-                query=pairs[n].query, positives=[_passage(pairs[n].positive)], negatives=list(found[n].negatives)
-            )
-            for n in numbers
-        ],
+        [_example(pairs[n], found[n]) for n in numbers],
         {pairs[n].query.id: a.core_need for n in numbers if (a := found[n].analysis) is not None},
         failures,
         sum((Counter(found[n].dropped) for n in numbers), Counter()),
         sum(found[n].cut for n in numbers),
         unfinished,
     )
+
+
+def _example(pair: Pair, written: Written) -> Example:
+    return Example(query=pair.query, positives=[_passage(pair.positive)], negatives=list(written.negatives))
 
 
 def _figures(
@@ -281,7 +281,13 @@ def rewrite_examples(
     def job(key: str) -> Job[Passage | Failure]:
         document = wanted[key]
         return kept(
-            lambda: writer.rewrite(document), "rewrite", document.id, key, ledger=ledger, shape=_REWRITTEN
+            lambda: writer.rewrite(document),
+            "rewrite",
+            document.id,
+            key,
+            ledger=ledger,
+            read=_REWRITTEN.validate_python,
+            show=partial(_REWRITTEN.dump_python, mode="json"),
         )
 
     keys = list(wanted)

@@ -1,9 +1,9 @@
-"""Many jobs at a time, each of zero or more calls of one model: started, written down, resumed, within a budget.
+"""Many jobs at a time, each of zero or more calls: started, written down, resumed, within a budget.
 
 What is done for a pair, a passage or a question is a generator that yields calls and is sent their outcomes;
-rules yield none. This module runs any number of such jobs at once over one backend. A call whose outcome stands
-in the ledger costs nothing, equal calls of different jobs are made once, and follow-up calls go before new
-jobs, so that jobs end soon and what a server has cached is still there.
+rules yield none. This module runs any number of such jobs at once over one backend. A call whose outcome
+stands in the ledger costs nothing, equal calls of different jobs are made once, and follow-up calls go before
+new jobs, so that jobs end soon and what a server has cached is still there.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from causalneg.generation.journal import Answer, Finished, Ledger, Step, damaged
+from causalneg.generation.journal import Answer, Finished, Ledger, Step
+from causalneg.generation.totals import damaged
 from causalneg.llm.answers import first_mistake
 from causalneg.llm.budget import Budget
 from causalneg.llm.chat import (
@@ -114,7 +115,8 @@ def kept(
     key: str,
     *,
     ledger: Ledger,
-    shape: TypeAdapter[T],
+    read: Callable[[Any], T],
+    show: Callable[[T], Any],
     retry: Collection[str] = TRANSIENT,
 ) -> Job[T]:
     """A job whose end is written down, and whose result is too if no call tells it.
@@ -125,13 +127,14 @@ def kept(
         unit: Pair or passage that it belongs to.
         key: Digest of what it is for.
         ledger: Where it is written down, and looked up.
-        shape: How its result is written.
+        read: Reads its result.
+        show: Writes it, as JSON has it.
         retry: Kinds of failure that are tried again.
     """
     known = ledger.finished(step, key)
     if known is not None and known.value is not None and known.failure not in retry:
         try:
-            return shape.validate_python(known.value)
+            return read(known.value)
         except ValidationError as error:
             what = f"the result of {step} of '{unit}': {first_mistake(error)}"
             raise damaged(ledger.journal.path, what) from None
@@ -148,7 +151,7 @@ def kept(
     failed = result if isinstance(result, Failure) else getattr(result, "failure", None)
     failure = "" if failed is None else failed.kind
     if known is None or known.failure != failure or not calls:
-        value = None if calls else shape.dump_python(result, mode="json")
+        value = None if calls else show(result)
         ledger.finish(Finished(key, step, unit, failure, value))
     return result
 

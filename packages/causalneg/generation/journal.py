@@ -1,13 +1,13 @@
 """What is finished and paid for, in one SQLite file beside a set: nothing in it is ever asked again.
 
-A *ledger* is the part of a journal whose answers may be mixed: those of one identity (writer or judge, backend,
-model, prompt version, schema, seed, settings). Another identity begins another ledger in the same file; going
-back to the first one finds its answers.
+A *ledger* is the part of a journal whose answers may be mixed: those of one identity (writer or judge,
+backend, model, prompt version, schema, seed, settings). Another identity begins another ledger in the same
+file; going back to the first one finds its answers.
 
 Every finished call is one row, committed the moment it is finished (write-ahead log), and forced to the disk
-every few seconds: a killed process loses what was on its way, a power cut the last few seconds. Every finished
-job (a pair, a rewritten passage, a judged one) is one row too, so that progress is counted by an index; a job
-without calls keeps its result there.
+every few seconds: a killed process loses what was on its way, a power cut the last few seconds. Every
+finished job (a pair, a rewritten passage, a judged one) is one row too, so that progress is counted by an
+index; a job without calls keeps its result there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import json
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from causalneg.generation.totals import Totals, count, damaged, read_identity
 from common.errors import DataError, describe_os_error
 
 Step = Literal["analysis", "negatives", "rewrite", "judge"]
@@ -49,9 +49,11 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, ledger INTEGER NOT NULL, pairs INTEGE
     began REAL NOT NULL) STRICT;
 CREATE TABLE calls (id INTEGER PRIMARY KEY, ledger INTEGER NOT NULL, key BLOB NOT NULL, step TEXT NOT NULL,
     unit TEXT NOT NULL, failure TEXT NOT NULL, detail TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL, attempts INTEGER NOT NULL, repaired INTEGER NOT NULL, value TEXT) STRICT;
+    completion_tokens INTEGER NOT NULL, attempts INTEGER NOT NULL, repaired INTEGER NOT NULL,
+    value TEXT) STRICT;
 CREATE INDEX calls_by_key ON calls (ledger, key);
-CREATE INDEX calls_counted ON calls (ledger, step, failure, attempts, repaired, prompt_tokens, completion_tokens);
+CREATE INDEX calls_counted ON calls
+    (ledger, step, failure, attempts, repaired, prompt_tokens, completion_tokens);
 CREATE TABLE jobs (ledger INTEGER NOT NULL, step TEXT NOT NULL, key BLOB NOT NULL, unit TEXT NOT NULL,
     failure TEXT NOT NULL, time REAL NOT NULL, value TEXT, PRIMARY KEY (ledger, step, key)) STRICT;
 CREATE INDEX jobs_counted ON jobs (ledger, step, failure, time);
@@ -106,69 +108,6 @@ class Finished:
     value: Any = None
 
 
-@dataclass
-class Totals:
-    """What a ledger amounts to so far.
-
-    Args:
-        identity: What decides its texts.
-        pairs: Pairs that its last run was started for; 0 if unknown.
-        done: Pairs that have their negatives.
-        failures: Pairs that failed, by kind.
-        steps: Calls that were answered, by what they were for.
-        asked_again: Answered calls that took more than one attempt.
-        repaired: Answers that were not the JSON that was asked for.
-        prompt_tokens: Tokens read, failed calls included.
-        completion_tokens: Tokens written, failed calls included.
-        prompt_price: Price of a million tokens read, as the last run had it.
-        completion_price: Price of a million tokens written, as the last run had it.
-        began: When the last run began, in seconds since 1970.
-        latest: When the last pair was finished.
-        done_before: Pairs that were done or failed when the last run began.
-        running: Whether a process is writing to the journal now.
-    """
-
-    identity: dict[str, str] = field(default_factory=dict)
-    pairs: int = 0
-    done: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    steps: Counter[str] = field(default_factory=Counter)
-    asked_again: int = 0
-    repaired: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    began: float = 0.0
-    latest: float = 0.0
-    done_before: int = 0
-    running: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def finished(self) -> int:
-        """Pairs that are done or failed."""
-        return self.done + self.failures.total()
-
-    @property
-    def rate(self) -> float:
-        """Pairs per minute of the last run; 0 if it has finished none."""
-        seconds = self.latest - self.began
-        return 60 * (self.finished - self.done_before) / seconds if seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds to go at this rate; None if nobody can say."""
-        left = self.pairs - self.finished
-        if left <= 0:
-            return 0.0 if self.pairs else None
-        return 60 * left / self.rate if self.rate > 0 else None
-
-
 class Journal:
     """A journal, open for one process.
 
@@ -190,7 +129,7 @@ class Journal:
             with self.said():
                 self.database = sqlite3.connect(path or ":memory:", isolation_level=None)
                 if path is not None:
-                    _check(self.database, path, empty=True)
+                    check_layout(self.database, path, empty=True)
                     self.database.execute("PRAGMA journal_mode = WAL")
                     self.database.execute("PRAGMA synchronous = NORMAL")
                 if not self.database.execute("PRAGMA user_version").fetchone()[0]:
@@ -220,7 +159,7 @@ class Journal:
             ).fetchall()
             known = [number for number, other, _ in rows if other == digest]
             if not known and rows:
-                changed = _difference(_parse(rows[-1][2], self.path), identity)
+                changed = _difference(read_identity(rows[-1][2], self.path), identity)
                 self._report(f"{self.path}: {changed}: a new generation set begins")
             if not known:
                 cursor = self.database.execute(
@@ -246,8 +185,7 @@ class Journal:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
                 raise DataError(
-                    f"{self.path}: {error}; "
-                    "what is finished so far is kept, make room and run the same again"
+                    f"{self.path}: {error}; what is finished so far is kept, make room and run the same again"
                 ) from error
             raise damaged(self.path, str(error)) from error
 
@@ -330,8 +268,8 @@ class Ledger:
         """
         with self.journal.said():
             row = self.journal.database.execute(
-                "SELECT step, unit, value, failure, detail, prompt_tokens, completion_tokens, attempts, repaired "
-                "FROM calls WHERE ledger = ? AND key = ? ORDER BY id DESC LIMIT 1",
+                "SELECT step, unit, value, failure, detail, prompt_tokens, completion_tokens, attempts, "
+                "repaired FROM calls WHERE ledger = ? AND key = ? ORDER BY id DESC LIMIT 1",
                 (self._number, bytes.fromhex(key)),
             ).fetchone()
         if row is None:
@@ -410,7 +348,7 @@ class Ledger:
     def totals(self) -> Totals:
         """What it amounts to so far."""
         with self.journal.said():
-            return _totals(self.journal.database, self._number, self.journal.path)
+            return count(self.journal.database, self._number, self.journal.path)
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         with self.journal.said():
@@ -422,50 +360,6 @@ class Ledger:
             return json.loads(text)
         except (ValueError, TypeError):
             raise damaged(self.journal.path, f"{what} is no JSON") from None
-
-
-def read_totals(path: Path, role: Role = "writer") -> Totals:
-    """What the ledger that was worked on last amounts to, while a process may be at work on it.
-
-    Args:
-        path: The journal.
-        role: Whose ledger.
-
-    Raises:
-        DataError: There is no such file, it is no journal, or nobody in that role has begun.
-    """
-    nothing = DataError(f"{path}: there is no journal; nothing has been generated here yet")
-    if not path.exists():
-        raise nothing
-    _refuse_foreign(path)
-    try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        try:
-            _check(database, path, empty=False)
-            last = database.execute(
-                "SELECT ledgers.id FROM ledgers LEFT JOIN runs ON runs.ledger = ledgers.id WHERE role = ? "
-                "ORDER BY runs.id DESC, ledgers.id DESC LIMIT 1",
-                (role,),
-            ).fetchone()
-            if last is None:
-                raise nothing
-            totals = _totals(database, last[0], path)
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        raise damaged(path, str(error)) from error
-    totals.running = is_locked(path)
-    return totals
-
-
-def damaged(path: Path | None, what: str) -> DataError:
-    """The error of a journal that holds what it cannot hold.
-
-    Args:
-        path: The journal.
-        what: What is wrong.
-    """
-    return DataError(f"{path}: the journal is damaged ({what}); move it away, or write to another output")
 
 
 def is_locked(path: Path) -> bool:
@@ -484,49 +378,6 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _totals(database: sqlite3.Connection, number: int, path: Path | None) -> Totals:
-    (identity,) = database.execute("SELECT identity FROM ledgers WHERE id = ?", (number,)).fetchone()
-    totals = Totals(_parse(identity, path), running=True)
-    for step, failed, answers, again, repaired, read, written in database.execute(
-        "SELECT step, failure <> '', count(*), sum(attempts > 1), sum(repaired), sum(prompt_tokens), "
-        "sum(completion_tokens) FROM calls WHERE ledger = ? GROUP BY step, failure <> ''",
-        (number,),
-    ):
-        totals.prompt_tokens += read
-        totals.completion_tokens += written
-        if not failed:
-            totals.steps[step] += answers
-            totals.asked_again += again
-            totals.repaired += repaired
-    for failure, count, latest in database.execute(
-        "SELECT failure, count(*), max(time) FROM jobs WHERE ledger = ? AND step = 'negatives' GROUP BY failure",
-        (number,),
-    ):
-        totals.latest = max(totals.latest, latest)
-        if failure:
-            totals.failures[failure] = count
-        else:
-            totals.done = count
-    run = database.execute(
-        "SELECT pairs, done_before, prompt_price, completion_price, began FROM runs WHERE ledger = ? "
-        "ORDER BY id DESC LIMIT 1",
-        (number,),
-    ).fetchone()
-    if run is not None:
-        (totals.pairs, totals.done_before, totals.prompt_price, totals.completion_price, totals.began) = run
-    return totals
-
-
-def _parse(text: str, path: Path | None) -> dict[str, str]:
-    try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError
-    except ValueError:
-        raise damaged(path, "an identity is no JSON object") from None
-    return {str(name): str(value) for name, value in found.items()}
-
-
 def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     changed = [
         f"{name} is {new.get(name, 'none')} and was {old.get(name, 'none')}"
@@ -536,8 +387,21 @@ def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return ", ".join(changed)
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Refuse what is no SQLite file before SQLite touches it."""
+def _foreign(path: Path) -> DataError:
+    return DataError(
+        f"{path}: is no journal of generated negatives; move it away, or write to another output"
+    )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse what is no SQLite file before SQLite touches it.
+
+    Args:
+        path: What may be a journal.
+
+    Raises:
+        DataError: It is something else.
+    """
     if not path.exists():
         return
     if not path.is_file():
@@ -546,21 +410,31 @@ def _refuse_foreign(path: Path) -> None:
         head = file.read(16)
     if head.startswith(b'{"set": '):
         raise DataError(
-            f"{path}: is a journal of an earlier version of this program, whose answers cannot be taken over; "
+            f"{path}: is a journal of an earlier version, whose answers cannot be taken over; "
             "move it away, or write to another output"
         )
     if head and head != b"SQLite format 3\0":
-        raise DataError(f"{path}: is no journal of generated negatives; move it away, or write to another output")
+        raise _foreign(path)
 
 
-def _check(database: sqlite3.Connection, path: Path, *, empty: bool) -> None:
+def check_layout(database: sqlite3.Connection, path: Path, *, empty: bool) -> None:
+    """Refuse an SQLite file that is no journal.
+
+    Args:
+        database: The file.
+        path: Where it is.
+        empty: Whether a file without tables will do.
+
+    Raises:
+        DataError: It is something else.
+    """
     application = database.execute("PRAGMA application_id").fetchone()[0]
     version = database.execute("PRAGMA user_version").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if empty and not tables:
         return
     if application != APPLICATION or version != _VERSION:
-        raise DataError(f"{path}: is no journal of generated negatives; move it away, or write to another output")
+        raise _foreign(path)
 
 
 def _lock_path(path: Path) -> Path:
@@ -568,10 +442,10 @@ def _lock_path(path: Path) -> Path:
 
 
 def _lock(path: Path) -> int:
-    """Take the lock of a journal; a file of its own, for SQLite loses its locks where others close its file."""
+    """Take the lock of a journal: a file of its own, for SQLite loses its locks where its file is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(path)
+        refuse_foreign(path)
         while True:
             file = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
-from causalneg.generation.journal import read_totals
+from causalneg.generation.journal import Role, check_layout, is_locked, refuse_foreign
+from causalneg.generation.totals import Totals, count, damaged
 from causalneg.llm.budget import Budget
 from common.errors import DataError
 from common.report.tables import format_number, markdown_table
+
+
+def read_totals(path: Path, role: Role = "writer") -> Totals:
+    """What the ledger that was worked on last amounts to, while a process may be at work on it.
+
+    Args:
+        path: The journal.
+        role: Whose ledger.
+
+    Raises:
+        DataError: There is no such file, it is no journal, or nobody in that role has begun.
+    """
+    nothing = DataError(f"{path}: there is no journal; nothing has been generated here yet")
+    if not path.exists():
+        raise nothing
+    refuse_foreign(path)
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            check_layout(database, path, empty=False)
+            last = database.execute(
+                "SELECT ledgers.id FROM ledgers LEFT JOIN runs ON runs.ledger = ledgers.id WHERE role = ? "
+                "ORDER BY runs.id DESC, ledgers.id DESC LIMIT 1",
+                (role,),
+            ).fetchone()
+            if last is None:
+                raise nothing
+            totals = count(database, last[0], path)
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise damaged(path, str(error)) from error
+    totals.running = is_locked(path)
+    return totals
 
 
 def status(path: Path) -> str:

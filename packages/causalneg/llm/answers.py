@@ -34,9 +34,10 @@ def read_answer(
     """Parse an answer, through prose, code fences and small mistakes if need be.
 
     Taken as it is when it is JSON of that shape. Otherwise the last complete JSON object that has the shape,
-    behind the reasoning of a thinking model (all that stands before the last ``</think>``): what a model drafts
-    or quotes comes before what it answers. Trailing commas, bare line breaks in strings, keys that do not
-    exist and names of choices in other spelling are put right, items of a list that cannot be are left out.
+    behind the reasoning of a thinking model (all that stands before the last ``</think>``): what a model
+    drafts or quotes comes before what it answers. Trailing commas, bare line breaks in strings, keys that do
+    not exist and names of choices in other spelling are put right, items of a list that cannot be are left
+    out.
 
     Args:
         text: What the model wrote.
@@ -129,7 +130,7 @@ _PLACES = 32
 
 
 def _objects(text: str) -> tuple[list[Any], str, bool]:
-    """The JSON objects in a text, then what follows the last one; or, and True, one that only lacks its end."""
+    """The JSON objects in a text, what follows them, and whether that is one that only lacks its end."""
     found: list[Any] = []
     end = mended = 0
     open_at = -1

@@ -34,7 +34,9 @@ class Budget:
     def __post_init__(self) -> None:
         """Check what belongs together."""
         if self.money is not None and self.prompt_price == self.completion_price == 0:
-            raise ConfigError("money: a budget in money needs the prices of a million tokens read and written")
+            raise ConfigError(
+                "money: a budget in money needs the prices of a million tokens read and written"
+            )
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Price of so many tokens.

@@ -98,7 +98,9 @@ class TransformersBackend(ChatBackend):
         ConfigError.raise_if(found)
         self.model = model if adapter is None else f"{model}+{Path(adapter).name}"
         folders = [model, *([adapter] if adapter else [])]
-        self._identity = local_identity(self.name, self.model, folders, dtype=dtype, template=dict(template or {}))
+        self._identity = local_identity(
+            self.name, self.model, folders, dtype=dtype, template=dict(template or {})
+        )
         self._batch, self._attempts, self._template = batch, attempts, dict(template or {})
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:

@@ -89,7 +89,7 @@ class VLLMBackend(ChatBackend):
         self._identity = local_identity(
             self.name, self.model, folders, template=template, engine=engine, seeds=seeds
         )
-        options = {
+        options: dict[str, Any] = {
             "model": model,
             "adapter": adapter,
             "tensor_parallel": tensor_parallel,

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from causalneg.commands import beside
 from causalneg.data.formats import read_dataset
 from causalneg.evaluation.evaluate import evaluate_bm25
 from common.errors import DataError
-from common.files import atomic_write
+from common.files import atomic_write, beside
 from common.report.plots import Panel, Series, bar_plot, line_plot
 from common.report.tables import MISSING, format_difference, format_p, format_seconds, markdown_table
 from common.stats.paired import Difference, MeanBootstrap, Spread, holm, paired_difference, spread

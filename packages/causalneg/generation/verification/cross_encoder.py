@@ -59,7 +59,10 @@ class CrossEncoderJudge(Judge):
     def identity(self) -> dict[str, str]:
         """What decides its verdicts: model, weights, margin, cut; see the base class."""
         settings = {"margin": f"{self._margin:g}", "longest": self._longest}
-        return {"judge": self.name, **local_identity("transformers", self._model_name, [self._model_name], **settings)}
+        return {
+            "judge": self.name,
+            **local_identity("transformers", self._model_name, [self._model_name], **settings),
+        }
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:

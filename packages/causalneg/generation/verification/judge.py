@@ -1,7 +1,7 @@
 """Second opinions on written texts: one interface for language models and cross-encoders.
 
-The verifier's rules of thumb compare words. A judge reads: does the passage give the searcher what was needed, a
-part of it, or something offered as the answer?
+The verifier's rules of thumb compare words. A judge reads: does the passage give the searcher what was
+needed, a part of it, or something offered as the answer?
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import TypeAdapter
 
@@ -73,7 +74,7 @@ class Judge(ABC):
 def ask(
     judge: Judge, questions: Sequence[Question], ledger: Ledger, budget: Budget | None = None
 ) -> list[Verdict | Failure]:
-    """One verdict per question, in order; equal questions are asked once, and never again with the same ledger.
+    """One verdict per question, in order; equal questions are asked once, and never again with a ledger.
 
     Args:
         judge: Who is asked.
@@ -90,7 +91,15 @@ def ask(
     def job(question: Question) -> Job[Verdict | Failure]:
         query = question.query
         key = digest(query.id, query.text, question.need, question.positive, question.passage)
-        return kept(lambda: judge.judge(question), "judge", query.id, key, ledger=ledger, shape=_SHAPE)
+        return kept(
+            lambda: judge.judge(question),
+            "judge",
+            query.id,
+            key,
+            ledger=ledger,
+            read=_SHAPE.validate_python,
+            show=partial(_SHAPE.dump_python, mode="json"),
+        )
 
     found = dict(Runner(map(job, questions), judge.backend, ledger=ledger, budget=budget))
     return [found.get(number, OVER_BUDGET) for number in range(len(questions))]

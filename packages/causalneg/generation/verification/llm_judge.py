@@ -1,8 +1,8 @@
 """A language model as judge.
 
-A passage is data: it stands between two lines with a mark that is drawn from its own content, so that it cannot
-hold the mark, and the model is told that nothing in it speaks to the judge. The verdict is the last complete
-answer behind whatever the model thinks or quotes.
+A passage is data: it stands between two lines with a mark that is drawn from its own content, so that it
+cannot hold the mark, and the model is told that nothing in it speaks to the judge. The verdict is the last
+complete answer behind whatever the model thinks or quotes.
 """
 
 from __future__ import annotations
@@ -81,12 +81,13 @@ class LLMJudge(Judge):
     @property
     def identity(self) -> dict[str, str]:
         """What decides its verdicts: backend, model, prompt, schema; see the base class."""
+        version = f"{self._template.version}-{self._profile.name}{self._profile.version}"
         prompt = digest(self._system.content, self._template.sections["judge"])[:8]
         schema = digest(json.dumps(self._schema, sort_keys=True))[:8]
         return {
             "judge": self.name,
             **self.backend.identity,
-            "prompt version": f"{self._template.version}-{self._profile.name}{self._profile.version}-{prompt}",
+            "prompt version": f"{version}-{prompt}",
             "schema": schema,
             "settings": f"temperature 0, tokens {self._tokens}",
         }

@@ -1,7 +1,7 @@
 """What a judge changes: in a verified set, and in passages that were rewritten.
 
-What verifier and judge disagree on is counted. The same judge sees to it that a rewritten passage does for its
-query what it did before.
+What verifier and judge disagree on is counted. The same judge sees to it that a rewritten passage does for
+its query what it did before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from causalneg.generation.verification.judge import Judge, Question, ask
 from causalneg.llm.budget import Budget
 from causalneg.text.words import words
 from common.report.tables import markdown_table
+
 
 @dataclass(frozen=True)
 class Review:

@@ -55,7 +55,7 @@ class Written:
 
 
 class Writer(ABC):
-    """Writes negatives, and the same things in other words. A new one is one file and one line in ``WRITERS``.
+    """Writes negatives, and the same in other words. A new one is one file and one line in ``WRITERS``.
 
     What it makes of a pair depends on that pair, its settings and its seed alone. A job of it may ask the
     model behind :attr:`backend`; a writer by rule asks nothing.
@@ -77,7 +77,7 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, pair: Pair) -> Job[Written]:
-        """First an analysis, then up to three negatives, the most decisive first; each breaks one requirement.
+        """An analysis, then up to three negatives, the most decisive first; each breaks one requirement.
 
         Args:
             pair: What to write for.

@@ -34,6 +34,7 @@ from causalneg.llm.chat import Message
 from causalneg.llm.schema import bounded_schema
 from common.errors import ConfigError, DataError, suggest
 
+
 class Draft(BaseModel):
     """One negative as a model writes it.
 
