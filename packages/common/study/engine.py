@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from common import config
-from common.errors import ConfigError, DataError, HouseError, suggest
+from common.errors import ConfigError, DataError, UserError, suggest
 from common.files import atomic_write
 from common.report.tables import format_seconds
 from common.training.record import Record
@@ -278,7 +278,7 @@ def _serve(pipe: connection.Connection, worker: Worker, out: Path, threads: int)
             message = "" if is_done(spec, out) else "it left no finished record.json"
         except BaseException as error:  # whatever it was, the other runs go on
             message = " ".join(str(error).split()) or "no message"
-            if not isinstance(error, HouseError):
+            if not isinstance(error, UserError):
                 message = f"{type(error).__name__}: {message}"
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / "error.txt", traceback.format_exc())
