@@ -25,11 +25,11 @@ import click
 import torch
 
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.data import read_dataset, read_examples, write_dataset, write_examples
 from causalneg.generation.config import GenerateConfig
 from causalneg.generation.sets import generate_set
 from causalneg.generation.writers.taught import CONTEXT, LIMITS, Lesson, teach
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.study.arms import check_arms
 from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
 from causalneg.text.style import mixed_corpus

@@ -37,7 +37,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "packages"))
 
 from causalneg.commands import mine_set  # noqa: E402
-from causalneg.data.formats import Dataset, read_dataset, read_examples  # noqa: E402
+from causalneg.data import Dataset, read_dataset, read_examples  # noqa: E402
 from causalneg.data.schema import Example  # noqa: E402
 from causalneg.generation.config import GenerateConfig  # noqa: E402
 from causalneg.generation.driver import pairs_from  # noqa: E402
@@ -52,7 +52,7 @@ from causalneg.llm.answers import read_answer  # noqa: E402
 from causalneg.llm.chat import ChatResult, Outcome  # noqa: E402
 from causalneg.llm.openai_server import OpenAIBackend  # noqa: E402
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer  # noqa: E402
-from causalneg.mining.mining import MiningRules  # noqa: E402
+from causalneg.mining import MiningRules  # noqa: E402
 from causalneg.world import WorldConfig, make_world  # noqa: E402
 from common.config import load  # noqa: E402
 from common.files import atomic_write  # noqa: E402

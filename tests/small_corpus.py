@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
 from causalneg.generation.driver import generate, pairs_from, rewrite_examples
 from causalneg.generation.jobs import Failure, Job, done
@@ -147,7 +147,7 @@ def make_writer(
 ) -> Writer:
     """A writer without a model, as a config names it."""
     component = WRITERS.component(name, artifact=artifact)
-    return component.build(corpus=Corpus.of(dataset.documents), world=world, seed=seed)
+    return component.build(corpus=Corpus.of(dataset), world=world, seed=seed)
 
 
 class Counted(Writer):

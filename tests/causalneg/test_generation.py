@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data import Dataset, read_dataset
 from causalneg.data.schema import Document, Example, Negative, Passage
 from causalneg.generation.card import card_figures, data_card, source_auc
 from causalneg.generation.driver import Generated, generate, pairs_from, rewrite_examples

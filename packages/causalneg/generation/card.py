@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data import Dataset, resolve_passage
 from causalneg.data.schema import Example
 from causalneg.generation.verification.heuristics import Verification
 from causalneg.text.corpus import Corpus
@@ -70,7 +70,7 @@ def card_figures(
         percentiles 10, 50, 90) and lexical overlap (share of the query's weight) of the texts; ``source_auc``
         of a bag of words, ``positive_auc`` of the same between positives and mined ones; ``tokens``.
     """
-    corpus = corpus or Corpus.of(dataset.documents)
+    corpus = corpus or Corpus.of(dataset)
     written = [
         (e.query.id, e.query.text, n) for e in checked.kept for n in e.negatives if n.source == "generated"
     ]

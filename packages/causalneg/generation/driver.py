@@ -17,7 +17,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.data.schema import Document, Example, Passage
 from causalneg.generation.jobs import OVER_BUDGET, Failure, Job, Runner, digest, kept
 from causalneg.generation.journal import Journal, Ledger

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causalneg.data.formats import Dataset, read_dataset, read_examples, write_examples
+from causalneg.data import Dataset, read_dataset, read_examples, write_examples
 from causalneg.data.schema import Example
 from causalneg.generation.card import data_card
 from causalneg.generation.config import GenerateConfig, JudgeConfig
@@ -87,7 +87,7 @@ def generate_set(
     world = find_world(data)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(beside(out, ".journal"), report=report))
-        corpus = Corpus.of(dataset.documents)
+        corpus = Corpus.of(dataset)
         models = stack.enter_context(_Models(config, report))
         writer = models.writer(corpus, world, seed)
         pairs = pairs_from(source, dataset, candidates=writer.candidates)
@@ -162,7 +162,7 @@ def preview_set(
         DataError: The input cannot be read.
     """
     dataset, source = _read(data, mined, 1, skip_bad, report)
-    corpus = Corpus.of(dataset.documents)
+    corpus = Corpus.of(dataset)
     writer = config.writer.build(
         corpus=corpus, world=find_world(data), seed=seed, backend=None, profile=config.profile
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from causalneg.data.formats import read_dataset
+from causalneg.data import read_dataset
 from causalneg.evaluation.evaluate import evaluate_bm25
 from common.errors import DataError
 from common.files import atomic_write, beside

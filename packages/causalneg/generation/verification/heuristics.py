@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Real
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, StrategyKind, Verdict
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.english import quoted, says_verb
@@ -169,7 +169,7 @@ def verify(
     if check_mined and world is None:
         found.append("check_mined: only a world knows which mined negatives answer; leave it out here")
     ConfigError.raise_if(found)
-    checker = _Checker(dataset, world, corpus or Corpus.of(dataset.documents), near, copies, range_share)
+    checker = _Checker(dataset, world, corpus or Corpus.of(dataset), near, copies, range_share)
     for pair in shown:
         checker.shown.setdefault(pair.query.id, []).extend(pair.candidates)
     return checker.run(examples, check_mined)

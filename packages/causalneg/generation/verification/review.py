@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data import Dataset, resolve_passage
 from causalneg.data.schema import Example, Negative, Reason, Verdict
 from causalneg.generation.jobs import OVER_BUDGET, Failure
 from causalneg.generation.journal import Ledger

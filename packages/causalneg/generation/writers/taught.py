@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis, Negative, Passage
 from causalneg.generation.driver import pairs_from
 from causalneg.generation.jobs import Job
@@ -403,9 +403,7 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     dataset = read_dataset(data, splits=[])
     pairs = pairs_from(read_examples(mined), dataset, candidates=CANDIDATES)
     prompts = Prompts(limits=LIMITS)
-    writer = RulesWriter(
-        corpus=Corpus.of(dataset.documents), world=world, artifact=lesson.artifact, seed=lesson.seed
-    )
+    writer = RulesWriter(corpus=Corpus.of(dataset), world=world, artifact=lesson.artifact, seed=lesson.seed)
     found = list(conversations(prompts, writer, pairs))
     random.Random(lesson.seed).shuffle(found)
     texts = [m.content for messages in found for m in messages if m.role != "system"]
