@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from causalneg.commands import mine_set
 from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis
+from causalneg.generation.driver import generate, pairs_from
+from causalneg.generation.writers import taught
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewritten
-from causalneg.llm.chat import ChatRequest, read_answer
+from causalneg.generation.writers.rules import RulesWriter
+from causalneg.llm.answers import read_answer
+from causalneg.llm.chat import ChatRequest, Message
 from causalneg.llm.tiny_model import train_tokenizer
 from causalneg.llm.transformers_local import TransformersBackend
 from causalneg.mining import MiningRules
+from causalneg.text.corpus import Corpus
 from causalneg.world import World, WorldConfig, make_world
-
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def world_lm() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("world_lm", EXPERIMENTS / "world_lm.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["world_lm"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +42,11 @@ def pairs(data: Path) -> list[Pair]:
     return pairs_from(read_examples(data / "mined.jsonl")[:16], dataset, candidates=2)
 
 
-def test_it_learns_the_conversations_that_it_will_hold(
-    world_lm: ModuleType, data: Path, pairs: list[Pair]
-) -> None:
+def test_it_learns_the_conversations_that_it_will_hold(data: Path, pairs: list[Pair]) -> None:
     dataset = read_dataset(data / "world", splits=[])
     prompts = Prompts(limits=Limits(candidates=2))
-    rules = make_writer("rules", dataset, world=World.open(data / "world"))
-    found = list(world_lm.conversations(prompts, rules, pairs))
+    rules = RulesWriter(corpus=Corpus.of(dataset), world=World.open(data / "world"))
+    found = list(taught.conversations(prompts, rules, pairs))
     both = [c for c in found if len(c) == 5]
     spoken = [c for c in found if len(c) == 3]
     assert len(both) > len(pairs) / 2
@@ -79,13 +67,13 @@ def test_it_learns_the_conversations_that_it_will_hold(
         assert isinstance(read_answer(messages[2].content, Rewritten)[0], Rewritten)
 
 
-def test_a_sample_is_what_the_chat_template_writes(world_lm: ModuleType, pairs: list[Pair]) -> None:
+def test_a_sample_is_what_the_chat_template_writes(pairs: list[Pair]) -> None:
     prompts = Prompts()
     messages = list(prompts.analysis(pairs[0].query, pairs[0].positive))
     tokenizer = train_tokenizer([m.content for m in messages], vocabulary=400)
-    tokenizer.chat_template = world_lm.TEMPLATE
-    answer = world_lm.Message("assistant", '{"a": "b"}')
-    sample = world_lm.tokenize(tokenizer, [*messages, answer])
+    tokenizer.chat_template = taught.TEMPLATE
+    answer = Message("assistant", '{"a": "b"}')
+    sample = taught.tokenize(tokenizer, [*messages, answer])
     turns = [{"role": m.role, "content": m.content} for m in (*messages, answer)]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert "THE CORPUS" not in whole
@@ -98,23 +86,20 @@ def test_a_sample_is_what_the_chat_template_writes(world_lm: ModuleType, pairs: 
 
 
 @pytest.mark.slow
-def test_a_short_lesson_gives_a_model_that_every_backend_can_load(data: Path, pairs: list[Pair]) -> None:
+def test_a_short_lesson_gives_a_model_that_every_backend_can_load(
+    repo: Path, data: Path, pairs: list[Pair]
+) -> None:
     out = data / "model"
-    command = [
-        sys.executable,
-        str(EXPERIMENTS / "world_lm.py"),
-        str(data / "world"),
-        str(data / "mined.jsonl"),
-    ]
-    command += [str(out), "--minutes", "0.3", "--tokens", "2048"]
-    environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent / "packages")}
+    args = ["teach", str(data / "world"), str(data / "mined.jsonl"), str(out)]
+    command = [sys.executable, "-m", "causalneg.cli", *args, "--minutes", "0.3", "--tokens", "2048"]
+    environment = {**os.environ, "PYTHONPATH": str(repo / "packages")}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     facts = json.loads((out / "world-lm.json").read_text())
     assert 8e6 < facts["parameters"] < 12e6
     assert facts["loss"] < 8.3  # the loss of knowing nothing, log 4096
-    backend = TransformersBackend(out, batch=2, attempts=1, device="cpu")
-    writer = LLMWriter(backend, limits=Limits(candidates=2, analysis_tokens=32, negatives_tokens=32))
-    made = generate_with_model(pairs[:2], writer, report=lambda line: None)
+    backend = TransformersBackend(model=str(out), batch=2, attempts=1, device="cpu")
+    writer = LLMWriter(backend=backend, limits=Limits(candidates=2, analysis_tokens=32, negatives_tokens=32))
+    made = generate(pairs[:2], writer, report=lambda line: None)
     assert len(made.examples) == 2
     request = ChatRequest("k", Prompts().rewrite("Ann won."), Rewritten, {}, 8)
     assert len(backend._prompt(request)) < 60

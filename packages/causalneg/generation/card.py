@@ -54,23 +54,20 @@ def source_auc(one: Sequence[str], other: Sequence[str], groups: Sequence[str], 
     return float(roc_auc_score(label[seen], score[seen])) if len(set(label[seen])) == 2 else float("nan")
 
 
-def card_figures(
-    checked: Verification, mined: Sequence[Example], dataset: Dataset, corpus: Corpus | None = None
-) -> dict[str, Any]:
+def card_figures(checked: Verification, mined: Sequence[Example], dataset: Dataset) -> dict[str, Any]:
     """The figures of a data card.
 
     Args:
         checked: The verified set.
         mined: The mined set that it was written for; gives what to compare with.
         dataset: Where documents are.
-        corpus: Its words, if they were counted already.
 
     Returns:
         ``report``: the verifier's figures; ``written`` and ``mined``: number, length in words (mean, and
         percentiles 10, 50, 90) and lexical overlap (share of the query's weight) of the texts; ``source_auc``
         of a bag of words, ``positive_auc`` of the same between positives and mined ones; ``tokens``.
     """
-    corpus = corpus or Corpus.of(dataset)
+    corpus = Corpus.of(dataset)
     written = [
         (e.query.id, e.query.text, n) for e in checked.kept for n in e.negatives if n.source == "generated"
     ]
@@ -109,18 +106,15 @@ def card_figures(
     return figures
 
 
-def data_card(
-    checked: Verification, mined: Sequence[Example], dataset: Dataset, corpus: Corpus | None = None
-) -> str:
+def data_card(checked: Verification, mined: Sequence[Example], dataset: Dataset) -> str:
     """A page about a written set, in Markdown; see :func:`card_figures`.
 
     Args:
         checked: The verified set.
         mined: The mined set that it was written for.
         dataset: Where documents are.
-        corpus: Its words, if they were counted already.
     """
-    figures = card_figures(checked, mined, dataset, corpus)
+    figures = card_figures(checked, mined, dataset)
     headers = ["negatives", "number", "words, mean", "10 %", "50 %", "90 %", "overlap with the query"]
     rows = []
     for name in ("written", "mined"):

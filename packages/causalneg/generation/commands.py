@@ -16,7 +16,7 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from causalneg.generation.config import GenerateConfig, JudgeConfig
 
-C = TypeVar("C", bound="JudgeConfig")
+C = TypeVar("C")
 
 RULES = ("rules", "naive")
 """Writers without a model; ``--backend`` takes them too."""

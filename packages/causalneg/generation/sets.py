@@ -10,13 +10,13 @@ import dataclasses
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causalneg.data import Dataset, read_dataset, read_examples, write_examples
+from causalneg.data import Dataset, Report, read_dataset, read_examples, write_examples
 from causalneg.data.schema import Example
 from causalneg.generation.card import data_card
 from causalneg.generation.config import GenerateConfig, JudgeConfig
@@ -36,8 +36,6 @@ from common.config import Component, Registry
 from common.errors import BackendError, DataError
 from common.files import atomic_write, beside
 from common.report.tables import format_number, markdown_table
-
-Report = Callable[[str], None]
 
 
 def generate_set(
@@ -87,9 +85,8 @@ def generate_set(
     world = find_world(data)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(beside(out, ".journal"), report=report))
-        corpus = Corpus.of(dataset)
         models = stack.enter_context(_Models(config, report))
-        writer = models.writer(corpus, world, seed)
+        writer = models.writer(config, dataset, world, seed)
         pairs = pairs_from(source, dataset, candidates=writer.candidates)
         judge, judged = models.judge(journal, voices=both_voices)
         ledger = journal.ledger("writer", writer.identity)
@@ -98,7 +95,7 @@ def generate_set(
             pairs, writer, ledger=ledger, budget=config.budget, retry_failed=retry_failed, progress=progress,
             track=track, report=report,
         )  # fmt: skip
-        checked = verify(made.examples, dataset, world=world, corpus=corpus, shown=pairs)
+        checked = verify(made.examples, dataset, world=world, shown=pairs)
         parts, failed = [], []
         if made.failed_share > config.max_failed:
             failed.append(f"{made.failures.total()} of {len(made.examples)} pairs have no negatives")
@@ -127,7 +124,7 @@ def generate_set(
                 f"cost {format_number(cost, 4)}.\n"
             )
     parts = [f"**Failed: {line}; the set was not written.**\n" for line in failed] + parts
-    card = "\n".join([data_card(checked, source, dataset, corpus), *parts])
+    card = "\n".join([data_card(checked, source, dataset), *parts])
     atomic_write(beside(out, ".card.md"), card)
     figures = {**checked.report.to_dict(), "pairs": len(made.examples), "failures": dict(made.failures)}
     atomic_write(beside(out, ".card.json"), json.dumps(figures, indent=1) + "\n")
@@ -162,10 +159,7 @@ def preview_set(
         DataError: The input cannot be read.
     """
     dataset, source = _read(data, mined, 1, skip_bad, report)
-    corpus = Corpus.of(dataset)
-    writer = config.writer.build(
-        corpus=corpus, world=find_world(data), seed=seed, backend=None, profile=config.profile
-    )
+    writer = _writer(config, dataset, find_world(data), seed, None)
     (pair,) = pairs_from(source, dataset, candidates=writer.candidates)
     return writer.preview(pair)
 
@@ -252,13 +246,9 @@ class _Models:
             self._own = self._build(self.config.backend)
         return self._own
 
-    def writer(self, corpus: Corpus, world: World | None, seed: int) -> Writer:
-        assert isinstance(self.config, GenerateConfig)
-        component = self.config.writer
-        backend = self._backend() if takes(component, "backend") else None
-        return component.build(
-            corpus=corpus, world=world, seed=seed, backend=backend, profile=self.config.profile
-        )
+    def writer(self, config: GenerateConfig, dataset: Dataset, world: World | None, seed: int) -> Writer:
+        backend = self._backend() if takes(config.writer, "backend") else None
+        return _writer(config, dataset, world, seed, backend)
 
     def judge(self, journal: Journal, *, voices: bool = False) -> tuple[Judge | None, Ledger | None]:
         """The judge and its ledger; a model that rewrites passages judges them itself if nobody is named."""
@@ -274,6 +264,15 @@ class _Models:
         judge = component.build(backend=backend, profile=self.config.profile)
         judge.prepare([])  # loads it: a model that is none is told before anything is written
         return judge, journal.ledger("judge", judge.identity)
+
+
+def _writer(
+    config: GenerateConfig, dataset: Dataset, world: World | None, seed: int, backend: ChatBackend | None
+) -> Writer:
+    given: dict[str, Any] = {"world": world, "seed": seed, "backend": backend, "profile": config.profile}
+    if takes(config.writer, "corpus"):
+        given["corpus"] = Corpus.of(dataset)
+    return config.writer.build(**given)
 
 
 def _read(

@@ -130,7 +130,6 @@ def verify(
     dataset: Dataset,
     *,
     world: World | None = None,
-    corpus: Corpus | None = None,
     shown: Sequence[Pair] = (),
     check_mined: bool = False,
     near: float = 0.9,
@@ -149,7 +148,6 @@ def verify(
         examples: Training set.
         dataset: Tells what is usual; its qrels, as far as they were read, give more positives.
         world: The world that the data set is of: its truth decides instead of rules of thumb.
-        corpus: Words of the data set, if they were counted already.
         shown: What the writer was shown, by pair.
         check_mined: Whether mined negatives that answer by truth are rejected too; needs a world.
         near: Share of a text's five-word runs that makes it a copy of another.
@@ -169,7 +167,7 @@ def verify(
     if check_mined and world is None:
         found.append("check_mined: only a world knows which mined negatives answer; leave it out here")
     ConfigError.raise_if(found)
-    checker = _Checker(dataset, world, corpus or Corpus.of(dataset), near, copies, range_share)
+    checker = _Checker(dataset, world, near, copies, range_share)
     for pair in shown:
         checker.shown.setdefault(pair.query.id, []).extend(pair.candidates)
     return checker.run(examples, check_mined)
@@ -221,13 +219,12 @@ class _Checker:
         self,
         dataset: Dataset,
         world: World | None,
-        corpus: Corpus,
         near: float,
         copies: int,
         range_share: float,
     ) -> None:
         self.dataset, self.world, self.near, self.copies = dataset, world, near, copies
-        self.corpus = corpus
+        self.corpus = Corpus.of(dataset)
         self.shown: dict[str, list[Document]] = {}
         self.shortest, self.longest = _range(self.corpus.lengths, range_share)
         self.least_function, self.most_function = _range(self.corpus.function_shares, range_share)
