@@ -1,4 +1,4 @@
-"""Seed mean and spread, paired bootstrap over users or queries, correction for many comparisons."""
+"""Paired bootstrap over users or queries."""
 
 from __future__ import annotations
 
@@ -11,36 +11,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import ndtr
 
 from common.metrics.ctr import user_auc
+from common.stats.spread import spread
 
 Values = Mapping[str, Float[np.ndarray, " resamples_plus_one"]]
 """A metric per group: first on the rows as they are, then on every resample."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation of one number over seeds.
-
-    Args:
-        mean: Mean over the seeds.
-        deviation: Sample standard deviation (n - 1); NaN for one seed.
-        seeds: How many there were.
-    """
-
-    mean: float
-    deviation: float
-    seeds: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over seeds.
-
-    Raises:
-        ValueError: There is no value.
-    """
-    if not len(values):
-        raise ValueError("the spread of no values is not defined")
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return Spread(float(np.mean(values)), deviation, len(values))
 
 
 @dataclass(frozen=True)
@@ -275,24 +249,3 @@ def paired_difference(
     mean, error = float(pooled[0]), float(drawn.std(ddof=1))
     p = float(2 * ndtr(-abs(mean) / error)) if error > 0 else float(mean == 0)
     return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for many comparisons: ``max over j <= i of min(1, (m - j) p_(j))``, j from 0.
-
-    Controls the chance of even one false finding, whatever the dependence between the tests.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-
-    Args:
-        p: P-values of one family of tests.
-
-    Returns:
-        Corrected p-values in the order given.
-    """
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty(len(values))
-    factor = len(values) - np.arange(len(values))
-    corrected[order] = np.maximum.accumulate(np.minimum(values[order] * factor, 1))
-    return [float(value) for value in corrected]
