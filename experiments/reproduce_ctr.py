@@ -19,7 +19,8 @@ from typing import Any
 import click
 
 from common import config
-from common.errors import DataError, exit_on_mistake, suggest
+from common.cli import exit_on_mistake
+from common.errors import DataError, suggest
 from common.files import atomic_write
 from common.report.tables import format_number, markdown_table
 from common.stats.paired import spread

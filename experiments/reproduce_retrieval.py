@@ -34,7 +34,8 @@ from causalneg.training.config import TrainConfig
 from causalneg.training.run import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
-from common.errors import BackendError, ConfigError, DataError, exit_on_mistake, suggest
+from common.cli import exit_on_mistake
+from common.errors import BackendError, ConfigError, DataError, suggest
 from common.files import atomic_folder, atomic_write
 from common.study.engine import RunSpec, Study, Worker, is_done, nested, run, say
 from world_lm import CONTEXT, LIMITS, Lesson, teach

@@ -40,7 +40,8 @@ from causalneg.generation.writers.base import Failure, Pair, Writer
 from causalneg.generation.writers.prompts import Draft, Drafts, Limits, Order, Prompts, Rewritten
 from causalneg.llm.chat import Message
 from causalneg.llm.tiny_model import SPECIAL, make_model, save, train_tokenizer
-from common.errors import ConfigError, DataError, run_command
+from common.cli import run_command
+from common.errors import ConfigError, DataError
 from common.files import atomic_folder, atomic_write
 
 TEMPLATE = (

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
-from common.errors import HouseError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "reproduce_retrieval.py"
@@ -192,7 +192,7 @@ def test_mistakes_show_before_anything_is_made(
     path = tmp_path / "wrong.yaml"
     path.write_text(TINY.replace(old, new))
     done = inside(script, "--study", path, "--out", tmp_path / "out")
-    assert isinstance(done.exception, HouseError)
+    assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
 

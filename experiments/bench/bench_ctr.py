@@ -38,7 +38,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import BackendError, ConfigError, run_command
+from common.cli import run_command
+from common.errors import BackendError, ConfigError
 from common.files import atomic_folder, atomic_write
 from common.report.tables import format_number, markdown_table
 

@@ -45,7 +45,8 @@ from typing import IO, Any, Protocol, Self
 import click
 import numpy as np
 
-from common.errors import BackendError, run_command
+from common.cli import run_command
+from common.errors import BackendError
 from common.files import atomic_write
 from common.report.tables import format_number, format_seconds, markdown_table
 

@@ -15,9 +15,10 @@ from causalneg.model_commands import (
     model_options,
     model_settings,
 )
+from common.cli import Group
 from common.config import load as load_config
 from common.config import to_yaml
-from common.errors import ConfigError, HouseGroup
+from common.errors import ConfigError
 from common.report.tables import markdown_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -47,7 +48,7 @@ def _say_cut(texts: int) -> None:
         _tell(f"{texts} texts were longer than the encoder takes; their ends were not read")
 
 
-@click.group(cls=HouseGroup)
+@click.group(cls=Group)
 def main() -> None:
     r"""Dense retrieval with hard negatives that violate one requirement of the query each.
 

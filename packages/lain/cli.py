@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
+from common.cli import Group
 from common.config import load as load_config
 from common.config import to_yaml
-from common.errors import ConfigError, HouseGroup
+from common.errors import ConfigError
 from common.report.tables import markdown_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group(cls=HouseGroup)
+@click.group(cls=Group)
 def main() -> None:
     r"""Click-through prediction for users whose histories are short and long at once.
 

@@ -76,7 +76,7 @@ def test_the_second_process_refuses(tmp_path: Path, repo: Path) -> None:
     path = tmp_path / "set.journal"
     code = (
         "import sys; from pathlib import Path; from causalneg.generation.journal import Journal\n"
-        "from common.errors import run_command\n"
+        "from common.cli import run_command\n"
         f"run_command(lambda: Journal(Path(sys.argv[1]), {SETTINGS!r}).close())"
     )
     command = [sys.executable, "-c", code, str(path)]
@@ -137,7 +137,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from causalneg.generation.journal import Journal, Record
-from common.errors import run_command
+from common.cli import run_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 def main():

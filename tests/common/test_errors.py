@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,23 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from common.errors import (
-    BackendError,
-    ConfigError,
-    DataError,
-    HouseError,
-    HouseGroup,
-    describe_os_error,
-    nearest,
-    run_command,
-    suggest,
-)
+from common.cli import Group, run_command
+from common.errors import BackendError, ConfigError, DataError, UserError, describe_os_error, nearest, suggest
 from common.files import atomic_folder, atomic_path, atomic_write
 
+PACKAGES = str(Path(__file__).resolve().parents[2] / "packages")
 
-@click.group(cls=HouseGroup)
+
+@click.group(cls=Group)
 def group() -> None:
     """A tool."""
 
 
 @group.command()
 @click.option("--rows", type=int, required=True)
-@click.option("--fault", type=click.Choice(["none", "two", "disk", "file", "interrupt", "bug", "code"]))
+@click.option(
+    "--fault", type=click.Choice(["none", "two", "disk", "file", "interrupt", "bug", "end", "code"])
+)
 def work(rows: int, fault: str) -> None:
     r"""Do something.
 
@@ -51,6 +47,8 @@ def work(rows: int, fault: str) -> None:
         raise KeyboardInterrupt
     if fault == "bug":
         raise ZeroDivisionError
+    if fault == "end":
+        raise EOFError("the file ends too early")
     if fault == "code":
         click.get_current_context().exit(5)
     click.echo(rows)
@@ -70,7 +68,7 @@ def test_an_error_holds_every_message() -> None:
     error = DataError("one", "two")
     assert error.messages == ("one", "two")
     assert str(error) == "one\ntwo"
-    assert all(issubclass(kind, HouseError) for kind in (ConfigError, DataError, BackendError))
+    assert all(issubclass(kind, UserError) for kind in (ConfigError, DataError, BackendError))
     with pytest.raises(ValueError, match="ConfigError needs at least one message"):
         ConfigError()
 
@@ -121,10 +119,41 @@ def test_no_command_shows_the_help() -> None:
     assert run("-h").exit_code == 0
 
 
-def test_an_interrupt_says_how_to_go_on() -> None:
+def test_an_interrupt_is_one_line() -> None:
     result = run("work", "--rows", "1", "--fault", "interrupt")
-    assert result.exit_code == 130
-    assert result.stderr.strip() == "interrupted; run the same command again to resume"
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_a_signal_ends_a_command_with_one_line(signum: int, code: int, line: str) -> None:
+    script = (
+        "import click, signal, time; from common.cli import Group\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "@click.group(cls=Group)\ndef group(): pass\n"
+        "@group.command()\ndef wait(): click.echo('ready'); time.sleep(60)\n"
+        "group()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", script, "wait"],
+        env={**os.environ, "PYTHONPATH": PACKAGES},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (code, f"{line}\n")
+
+
+def test_the_end_of_a_file_is_no_interrupt() -> None:
+    result = run("work", "--rows", "1", "--fault", "end")
+    assert isinstance(result.exception, EOFError)
+    assert "interrupted" not in result.output
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
@@ -204,9 +233,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         "import os, pathlib, sys; from common.files import atomic_folder\n"
         "with atomic_folder(pathlib.Path(sys.argv[1])) as folder: os.kill(os.getpid(), 9)"
     )
-    packages = str(Path(__file__).resolve().parents[2] / "packages")
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": packages}, check=False)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": PACKAGES}, check=False)
     assert done.returncode == -9
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.tmp-")

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError, HouseError
+from common.errors import ConfigError, DataError, UserError
 from lain.cli import main
 from lain.data.store import Store
 from lain.formats import prepare
@@ -926,7 +926,7 @@ def test_empty_ratings_are_one_line(tmp_path: Path, content: str) -> None:
     source.mkdir()
     (source / "ratings.csv").write_text(content)
     (source / "movies.csv").write_text("movieId,title,genres\n7,A,War\n")
-    with pytest.raises(HouseError, match=r"ratings.csv: (has no rows|cannot be read as CSV)") as caught:
+    with pytest.raises(UserError, match=r"ratings.csv: (has no rows|cannot be read as CSV)") as caught:
         prepare("movielens", source, tmp_path / "out")
     assert len(caught.value.messages) == 1
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import DataError, HouseError
+from common.errors import DataError, UserError
 from common.files import atomic_write
 from common.report.tables import format_seconds
 from common.study.plan import RunSpec
@@ -96,7 +96,7 @@ def _serve(pipe: connection.Connection, worker: Worker, out: Path, threads: int)
             message = "" if is_done(spec, out) else "it left no finished record.json"
         except BaseException as error:  # whatever it was, the other runs go on
             message = " ".join(str(error).split()) or "no message"
-            if not isinstance(error, HouseError):
+            if not isinstance(error, UserError):
                 message = f"{type(error).__name__}: {message}"
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / "error.txt", traceback.format_exc())

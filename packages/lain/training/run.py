@@ -14,7 +14,7 @@ import torch
 from common.config import config_hash
 from common.config import load as load_config
 from common.config import save as save_config
-from common.errors import ConfigError, DataError, HouseError
+from common.errors import ConfigError, DataError, UserError
 from common.files import atomic_write
 from common.machine import keep_freed_memory, out_of_memory
 from common.training.fit import fit, load_checkpoint
@@ -118,7 +118,7 @@ def _folder(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except (HouseError, OSError):
+    except (UserError, OSError):
         if new and not (run_dir / "checkpoints" / "last.ckpt").exists():
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
