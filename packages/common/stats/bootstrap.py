@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,8 @@ class Difference:
         high: Upper end of the interval.
         p: Two-sided p; 1 where the difference is exactly 0 in every resample.
         deviation: Standard deviation of the difference over seeds; NaN for one seed.
+        error: Standard error of the difference.
+        freedom: Degrees of freedom of its t distribution; infinite for a normal one.
     """
 
     mean: float
@@ -34,6 +37,8 @@ class Difference:
     high: float
     p: float
     deviation: float
+    error: float
+    freedom: float = math.inf
 
 
 class UserBootstrap:
@@ -210,24 +215,24 @@ def _draw(units: int, resamples: int, seed: int) -> Int[np.ndarray, "resamples_p
 
 
 def paired_difference(
-    ours: Sequence[Float[np.ndarray, " resamples_plus_one"]],
-    theirs: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    treated: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    reference: Sequence[Float[np.ndarray, " resamples_plus_one"]],
     *,
     confidence: float = 0.95,
 ) -> Difference | None:
     """Difference of a metric between two arms, its seeds pooled within each resample.
 
-    ``d_r = mean over seeds of (ours_r - theirs_r)``. The interval holds the middle ``confidence`` of the
-    ``d_r``; ``p = 2 Phi(-|d_0| / sd(d_r))``. The share of resamples beyond zero says the same but cannot fall
-    below 2 / resamples, which a correction for many comparisons would turn into "never significant".
+    ``d_r = mean over seeds of (treated_r - reference_r)``. The interval holds the middle ``confidence`` of
+    the ``d_r``; ``p = 2 Phi(-|d_0| / sd(d_r))``. The share of resamples beyond zero says the same but cannot
+    fall below 2 / resamples, which a correction for many comparisons would turn into "never significant".
 
     Users (or queries) are resampled, seeds are not: the interval speaks about new users, ``deviation`` about
-    new seeds.
+    new seeds. For both at once see :func:`common.stats.crossed.crossed_difference`.
 
     Args:
-        ours: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap` or
+        treated: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap` or
             :class:`MeanBootstrap`.
-        theirs: The same of the other arm, seeds in the same order.
+        reference: The same of the other arm, seeds in the same order.
         confidence: Share of resamples inside the interval.
 
     Returns:
@@ -236,16 +241,36 @@ def paired_difference(
     Raises:
         ValueError: The arms differ in seeds, or ``confidence`` is not inside (0, 1).
     """
-    if len(ours) != len(theirs) or not len(ours):
-        raise ValueError(f"both arms need the same seeds, got {len(ours)} and {len(theirs)}")
+    seeds = seed_differences(treated, reference, confidence)
+    if seeds is None:
+        return None
+    pooled = seeds.mean(axis=0)
+    low, high = np.quantile(pooled[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    mean, error = float(pooled[0]), float(pooled[1:].std(ddof=1))
+    p = float(2 * ndtr(-abs(mean) / error)) if error > 0 else float(mean == 0)
+    return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation, error)
+
+
+def seed_differences(
+    treated: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    reference: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    confidence: float,
+) -> Float[np.ndarray, "seeds defined"] | None:
+    """Difference of each seed on the rows as they are, then on every resample where all seeds have one.
+
+    Returns:
+        The differences, or ``None`` where the metric is not defined on the rows as they are.
+
+    Raises:
+        ValueError: The arms differ in seeds, or ``confidence`` is not inside (0, 1).
+    """
+    if len(treated) != len(reference) or not len(treated):
+        raise ValueError(f"both arms need the same seeds, got {len(treated)} and {len(reference)}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
-    seeds = np.stack(list(ours)) - np.stack(list(theirs))
-    pooled = seeds.mean(axis=0)
-    drawn = pooled[1:][np.isfinite(pooled[1:])]
-    if not np.isfinite(pooled[0]) or len(drawn) < 2:
+    seeds = np.stack(list(treated)) - np.stack(list(reference))
+    defined = np.isfinite(seeds).all(axis=0)
+    if not defined[0] or defined.sum() < 3:
         return None
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    mean, error = float(pooled[0]), float(drawn.std(ddof=1))
-    p = float(2 * ndtr(-abs(mean) / error)) if error > 0 else float(mean == 0)
-    return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation)
+    kept: Float[np.ndarray, "seeds defined"] = seeds[:, defined]
+    return kept

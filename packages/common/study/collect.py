@@ -98,9 +98,7 @@ def finished_runs(plan: Sequence[RunSpec], out: Path) -> list[Run]:
     ]
 
 
-def tidy_frame(
-    study: str, runs: Sequence[Run], measure: Callable[[str], Measure] = Measure.read
-) -> pa.Table:
+def tidy_frame(study: str, runs: Sequence[Run], measure: Callable[[str], Measure] = Measure.read) -> pa.Table:
     """One row per run and metric, whatever was measured.
 
     Args:

@@ -32,7 +32,7 @@ class Resampler(Protocol):
     """Number of resamples."""
 
     def __call__(self, run: Run, measure: Measure) -> Vector | None:
-        """A metric of a run on the rows as they are, then on every resample; None where it was not measured."""
+        """A metric on the rows as they are, then on every resample; None where it was not measured."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Runs in worker processes of this machine: done ones are skipped, stopped ones resumed, failures reported."""
+"""Runs in worker processes of this machine: done ones skipped, stopped ones resumed, failures reported."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class _Slot:
         self.pipe.close()
 
 
-def run(
+def execute(
     plan: Sequence[RunSpec],
     worker: Worker,
     out: Path,
