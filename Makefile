@@ -84,13 +84,13 @@ test-vllm: $(ENGINE_STAMP) ## The language model writers on real vLLM engines, o
 reproduce: reproduce-retrieval reproduce-ctr ## Both, each on its embedded world
 
 reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plots, results in runs/ctr-STUDY
-	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
+	$(BIN)/lain study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 # The study world-lm lets a language model write, on the engine's CPU build.
 reproduce-retrieval: $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP))
 reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
-	$(BIN)/python experiments/reproduce_retrieval.py --study '$(STUDY)' \
+	$(BIN)/causalneg study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json

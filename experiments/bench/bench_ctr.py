@@ -1,6 +1,7 @@
 """Training speed of every backbone, with and without LAIN, beside LongCTR's.
 
-    python experiments/bench/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length N] [--profile]
+    make bench-ctr [PEER=CHECKOUT [PEER_PYTHON=PYTHON]]
+    python experiments/bench/bench_ctr.py [--max-length N] [--profile] ...
 
 Generates data in the reczoo layout, trains on it for a bounded time and prints a table. Rows per second
 are of whole training: loading, forward, loss, backward, clipping, optimiser. Each side runs in a process

@@ -35,15 +35,15 @@ def crossed_difference(
 
     Source: components of variance of a two-way layout, Satterthwaite, An approximate distribution of
     estimates of variance components (Biometrics Bulletin, 1946); clusters of two kinds, Cameron, Gelbach and
-    Miller (JBES, 2011). Differences: the part of the users comes from their bootstrap, so that any metric will do;
-    Satterthwaite's degrees of freedom have V_s^2 below, which makes the interval too wide where the
+    Miller (JBES, 2011). Differences: the part of the users comes from their bootstrap, so that any metric
+    will do; Satterthwaite's degrees of freedom have V_s^2 below, which makes the interval too wide where the
     interaction is most of V_s.
 
     Chosen by simulation (tests/common/test_stats_coverage.py: 4,000 draws a cell, 200 users, 3, 5 and 10
-    seeds, mixtures of user, seed and interaction variance): it covers the truth in 93.5 to 96.8 % of cases. The
-    bootstrap that draws users and seeds (the pigeonhole bootstrap of Owen, 2007) covers 74 % with 3 seeds and
-    89 % with 10 where seeds decide all, and over 99 % where the interaction does: 3 seeds drawn of 3 show two
-    thirds of their variance. The interval over users alone covers 3 to 95 %.
+    seeds, mixtures of user, seed and interaction variance): it covers the truth in 93.5 to 96.8 % of cases.
+    The bootstrap that draws users and seeds (the pigeonhole bootstrap of Owen, 2007) covers 74 % with 3 seeds
+    and 89 % with 10 where seeds decide all, and over 99 % where the interaction does: 3 seeds drawn of 3 show
+    two thirds of their variance. The interval over users alone covers 3 to 95 %.
 
     Args:
         treated: Per seed the metric as it is, then on every resample, from one

@@ -100,13 +100,13 @@ def run_study(
     from common.config import to_yaml
     from common.study.execute import execute
     from common.study.kind import Head
-    from common.study.results import reproduce, resolve, tuning_table, write_results
+    from common.study.results import complete, reproduce, resolve, tuning_table, write_results
 
     study = find_study(kind, file)
     plan = study.tuning() if action == "tune" else study.plan(seeds)
-    unprepared = resolve(kind, plan)  # mistakes in the settings show before anything is prepared
+    resolved = resolve(kind, plan)  # mistakes in the settings show before anything is prepared
     if dry_run:
-        for spec in unprepared:
+        for spec in complete(resolved, lambda config: "not prepared"):
             click.echo(f"# {spec.key}\n{to_yaml(spec.config)}")
         return 0
     command = f"{kind.command} study {Path(file).name}" + (" tune" if action == "tune" else "")
@@ -115,7 +115,7 @@ def run_study(
     if action == "report" and not any(out.glob("*/record.json")):
         raise DataError(f"{out}: no run of this study is there; `{command}` does them")
     prepared = kind.prepare(study, data, out, workers=workers, report=report)
-    plan = resolve(kind, plan, lambda config: kind.fingerprint(prepared, config))
+    plan = complete(resolved, lambda config: kind.fingerprint(prepared, config))
     head = Head(study.name, study.description, command, len({spec.key for spec in plan}), workers)
     worker = kind.worker(prepared, out)
     failures: list[Failure] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -25,19 +26,19 @@ INTERVALS: dict[str, Callable[[Sequence[Vector], Sequence[Vector]], Difference |
 """What an interval may speak about: new users (queries) alone, or crossed with new seeds."""
 
 
-class Resampler(Protocol):
+class Resampler(ABC):
     """Measures runs on the test rows and on the same resamples of them, so that any two can be compared."""
 
     resamples: int
     """Number of resamples."""
 
+    @abstractmethod
     def __call__(self, run: Run, measure: Measure) -> Vector | None:
         """A metric on the rows as they are, then on every resample; None where it was not measured."""
-        ...
 
 
-class Test(NamedTuple):
-    """A difference that is tested.
+class Contrast(NamedTuple):
+    """A difference between two arms.
 
     Args:
         measure: What is compared.
@@ -110,7 +111,7 @@ class Comparison:
         vectors = list(self._seeds(measure, backbone, arm).values())
         return paired_difference(vectors, [np.zeros_like(vector) for vector in vectors]) if vectors else None
 
-    def difference(self, test: Test) -> Difference | None:
+    def difference(self, test: Contrast) -> Difference | None:
         """Arm minus reference, over the seeds that both have; None where it is not defined."""
         treated = self._seeds(test.measure, test.backbone, test.arm)
         reference = self._seeds(test.measure, test.backbone, test.reference)
@@ -119,7 +120,7 @@ class Comparison:
             return None
         return self._difference([treated[seed] for seed in both], [reference[seed] for seed in both])
 
-    def family(self, tests: Sequence[Test]) -> dict[Test, Tested]:
+    def family(self, tests: Sequence[Contrast]) -> dict[Contrast, Tested]:
         """Differences that are tested together, their p corrected after Holm.
 
         Args:

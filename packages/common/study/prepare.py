@@ -85,23 +85,22 @@ def _read_marker(target: Path) -> tuple[str, bool] | None:
         return None
 
 
-def make_once(target: Path, options: Mapping[str, Any], make: Callable[[], object]) -> str:
-    """Make a file or folder, unless it was made with the same options.
-
-    One that was stopped half-way is handed to ``make`` as it is, to go on with; one of other options, or of
-    unknown ones, is removed first.
+def make_once(
+    target: Path, options: Mapping[str, Any], make: Callable[[], object], *, resume: bool = False
+) -> str:
+    """Make a file or folder, unless it was made with the same options; what stands in its place is removed.
 
     Args:
         target: What is made.
         options: All that decides its content.
         make: Makes it.
+        resume: Whether ``make`` goes on with what it left half-made with the same options.
 
     Returns:
         Fingerprint of the options.
     """
     if not is_made(target, options):
-        begun = _read_marker(target)
-        if begun != (_written(options), False):
+        if not (resume and _read_marker(target) == (_written(options), False)):
             if target.is_dir():
                 shutil.rmtree(target)
             target.unlink(missing_ok=True)

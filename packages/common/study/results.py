@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -21,18 +21,24 @@ from common.study.kind import Head, P, R, Report, S, StudyKind
 from common.study.plan import RunSpec, nested
 
 
-def resolve(
-    kind: StudyKind[S, P, R], plan: Sequence[RunSpec], fingerprint: Callable[[Any], str] | None = None
-) -> list[RunSpec]:
-    """Complete every run's settings with the defaults of its config, so that mistakes show at once.
+class Resolved(NamedTuple):
+    """A run with its settings as they will be used.
 
-    The settings then hold all that decides the result: a run is done again when a default or its data
-    changes. Paths are left out, as where things lie decides nothing.
+    Args:
+        spec: The run.
+        config: Its settings, defaults filled in.
+    """
+
+    spec: RunSpec
+    config: Any
+
+
+def resolve(kind: StudyKind[S, P, R], plan: Sequence[RunSpec]) -> list[Resolved]:
+    """Load the config of every run, so that mistakes show before anything is prepared.
 
     Args:
         kind: The method.
         plan: The runs.
-        fingerprint: Hash of what a run of a config reads; None where nothing is prepared yet.
 
     Raises:
         ConfigError: A setting is wrong, or arms that are compared cannot be.
@@ -43,16 +49,29 @@ def resolve(
         own = {kind.backbone_key: spec.backbone, "seed": spec.seed, "data": "prepared"}
         loaded = config.load(kind.config_class, None, base=nested(spec.config, own))
         compared.setdefault((spec.backbone, spec.tag), {})[spec.arm] = loaded
-        read = "not prepared" if fingerprint is None else fingerprint(loaded)
-        settings = {**config.to_dict(loaded), "data_fingerprint": read}
-        resolved.append(dataclasses.replace(spec, config=settings))
+        resolved.append(Resolved(spec, loaded))
     for arms in compared.values():
         kind.check_arms(arms)
     return resolved
 
 
+def complete(resolved: Sequence[Resolved], fingerprint: Callable[[Any], str]) -> list[RunSpec]:
+    """Runs whose settings hold all that decides their result, so that they are done again when it changes.
+
+    Paths are left out, as where things lie decides nothing.
+
+    Args:
+        resolved: The runs.
+        fingerprint: Hash of what a run of a config reads.
+    """
+    return [
+        dataclasses.replace(spec, config={**config.to_dict(loaded), "data_fingerprint": fingerprint(loaded)})
+        for spec, loaded in resolved
+    ]
+
+
 def settings_of(spec: RunSpec) -> dict[str, Any]:
-    """The settings of a resolved run, for a worker to load its config from."""
+    """The settings of a completed run, for a worker to load its config from."""
     return {key: value for key, value in spec.config.items() if key != "data_fingerprint"}
 
 
@@ -73,7 +92,7 @@ def write_results(
         kind: The method.
         study: The study.
         prepared: What was prepared for it.
-        plan: Its runs, resolved.
+        plan: Its runs, completed.
         out: Its folder.
         head: What was run.
         report: Called with a line for what takes long.
@@ -138,7 +157,7 @@ def reproduce(
         kind: The method.
         study: The study.
         prepared: What was prepared for it.
-        plan: Its runs, resolved.
+        plan: Its runs, completed.
         out: Its folder.
         head: What was run.
         worker: Does one run.

@@ -13,7 +13,7 @@ from common.metrics.ctr import DEFAULT_BUCKETS, bucket_name
 from common.report.plots import Panel, Series, bar_plot, line_plot
 from common.stats.bootstrap import Difference
 from common.study.collect import Measure
-from common.study.compare import Test
+from common.study.compare import Contrast
 from lain.study.table import BASE, METHODS, CTRReport, arm_means, group_title, sweep_points
 
 
@@ -30,7 +30,7 @@ def auc_by_bucket(report: CTRReport) -> Figure:
             levels.append(_bars(arm, report.resampler.groups, found, colour))
             if arm != BASE and BASE in shared:
                 found = [
-                    report.main.difference(Test(Measure("auc", group), backbone, arm, BASE))
+                    report.main.difference(Contrast(Measure("auc", group), backbone, arm, BASE))
                     for group in report.resampler.groups
                 ]
                 differences.append(_bars(arm, report.resampler.groups, found, colour))

@@ -14,7 +14,7 @@ from common.errors import DataError
 from common.metrics.ctr import DEFAULT_BUCKETS, Bucket, bucket_masks, ctr_metrics
 from common.stats.bootstrap import UserBootstrap
 from common.study.collect import Measure, Run
-from common.study.compare import Vector
+from common.study.compare import Resampler, Vector
 from lain.evaluation.predictions import truth_path
 
 WHOLE = ""
@@ -41,7 +41,7 @@ def _truth(run: Run, predictions: pa.Table) -> Float[np.ndarray, " rows"] | None
     return np.asarray(predictions["probability"])
 
 
-class UserResampler:
+class UserResampler(Resampler):
     """AUC, logloss and gAUC of every run on the same resamples of users, whole and by history length.
 
     Each run's metrics on all resamples are computed once. All runs have to be tested on the same rows.

@@ -9,7 +9,7 @@ from common.metrics.ctr import DEFAULT_BUCKETS, bucket_name
 from common.report.tables import MISSING, format_difference, format_number, format_p, markdown_table
 from common.stats.spread import Spread, spread
 from common.study.collect import Measure, Run, run_rows
-from common.study.compare import Test, Tested
+from common.study.compare import Contrast, Tested
 from common.study.kind import Report
 from common.study.plan import Study
 from lain.study.data import PreparedCTR
@@ -121,9 +121,9 @@ def arm_means(report: CTRReport) -> dict[str, float]:
     return means
 
 
-def _method_tests(report: CTRReport, arm: str, against: str, metric: str = "auc") -> list[Test]:
+def _method_tests(report: CTRReport, arm: str, against: str, metric: str = "auc") -> list[Contrast]:
     return [
-        Test(Measure(metric, group), backbone, arm, against)
+        Contrast(Measure(metric, group), backbone, arm, against)
         for backbone in report.main.backbones
         for group in report.resampler.groups
         if arm in report.main.arms(backbone) and against in report.main.arms(backbone)
@@ -154,7 +154,8 @@ def _overview(report: CTRReport, arm: str) -> str:
     rows = []
     for backbone in report.main.backbones:
         found = [
-            family.get(Test(Measure("auc", group), backbone, arm, BASE)) for group in report.resampler.groups
+            family.get(Contrast(Measure("auc", group), backbone, arm, BASE))
+            for group in report.resampler.groups
         ]
         if any(found):
             rows.append([backbone, *map(_starred, found)])
@@ -197,14 +198,14 @@ def _against(report: CTRReport, pairs: Sequence[tuple[str, str, str]]) -> str:
     groups = report.resampler.groups
     family = report.main.family(
         [
-            Test(Measure("auc", group), backbone, arm, against)
+            Contrast(Measure("auc", group), backbone, arm, against)
             for backbone, arm, against in pairs
             for group in groups
         ]
     )
     rows = []
     for backbone, arm, against in pairs:
-        found = [family.get(Test(Measure("auc", group), backbone, arm, against)) for group in groups]
+        found = [family.get(Contrast(Measure("auc", group), backbone, arm, against)) for group in groups]
         level = _spread(report.main.spread(Measure("auc"), backbone, arm))
         rows.append([backbone, arm, level, *_interval(found[0]), *map(_starred, found[1:])])
     headers = ["backbone", "arm", "AUC x 100", "difference", "95 % interval", "p (Holm)", *groups[1:]]
@@ -230,7 +231,7 @@ def _cost(report: CTRReport, arm: str) -> str:
     return markdown_table(headers, rows)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
