@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis
 from causalneg.generation import world_lm
 from causalneg.generation.backends import make_writer
@@ -23,7 +23,7 @@ from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewrit
 from causalneg.llm.chat import ChatRequest, Message, read_answer
 from causalneg.llm.tiny_model import train_tokenizer
 from causalneg.llm.transformers_local import TransformersBackend
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.world import World, WorldConfig, make_world
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from causalneg.commands import beside, generate_set, mine_set
-from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.data import read_dataset, read_examples, write_dataset, write_examples
 from causalneg.evaluation.evaluate import evaluate_bm25
 from causalneg.generation.world_lm import teach
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.study.plan import TAUGHT, RetrievalStudy
 from causalneg.study.taught import python_of, write_taught
 from causalneg.text.style import mixed_corpus
