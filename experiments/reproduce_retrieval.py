@@ -25,8 +25,8 @@ import click
 import torch
 
 from causalneg.commands import beside, generate_set, mine_set
-from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
-from causalneg.mining.mining import MiningRules
+from causalneg.data import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.mining import MiningRules
 from causalneg.study.arms import check_arms
 from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
 from causalneg.text.style import mixed_corpus

@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causalneg.data.formats import Dataset, read_dataset, read_examples
-from causalneg.data.formats import Report as Tell
+from causalneg.data import Dataset, passage_key, read_dataset, read_examples
+from causalneg.data import Report as Tell
+from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.schema import Example, Passage
 from causalneg.encoders import Encoder, build_encoder, load_encoder
+from causalneg.encoders.cache import tokenize
 from causalneg.evaluation.diagnostics import SourceReport
-from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views, tokenize
+from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views
 from causalneg.evaluation.probe import Probe
 from causalneg.losses import easy_negatives
 from causalneg.training.config import TrainConfig, run_hash
 from causalneg.training.data import (
-    Key,
     RetrievalData,
     TrainingSet,
     ValidatedData,
     combine,
     held_out,
-    passage_key,
 )
 from causalneg.training.module import RetrievalModule
 from common.config import load as load_config
@@ -249,7 +249,7 @@ def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ra
     if config.cache is None:
         return None
     texts = [document.content for document in dataset.documents]
-    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.fingerprint)
+    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.corpus_fingerprint)
 
 
 def make_probe(config: TrainConfig, material: Material) -> Probe | None:
