@@ -47,9 +47,11 @@ def log(seed: int = 0, rows: int = 300, users: int = 12, items: int = 25) -> Log
         user, item = int(rng.integers(users)), int(rng.integers(items))
         found.append(
             {
-                "who": f"kund:in {user}", "what": f"№{item}", "when": 1_700_000_000 + int(rng.integers(rows // 2)) * 977,
+                "who": f"kund:in {user}", "what": f"№{item}",
+                "when": 1_700_000_000 + int(rng.integers(rows // 2)) * 977,
                 "clicked": int(rng.integers(2)), "topic": ["a", "b", "ü", ""][item % 4],
-                "country": ["de", "", "fr"][user % 3], "place": ["shelf", "top", "", "rare"][int(rng.integers(100)) // 33],
+                "country": ["de", "", "fr"][user % 3],
+                "place": ["shelf", "top", "", "rare"][int(rng.integers(100)) // 33],
                 "price": "" if rng.random() < 0.1 else f"{rng.normal(5, 2):.2f}",
                 "words": "|".join(f"w{w}" for w in rng.integers(5, size=rng.integers(4))),
             }
@@ -128,22 +130,30 @@ def assert_same(store: Store, rows: Log) -> None:
         for row in rows:
             if naive.split(row) == name:
                 price = (float(row["price"]) - prices.mean()) / prices.std() if row["price"] else 0.0
-                wanted[row["who"], row["what"], row["when"], row["clicked"], coded(row["place"], naive.kept("place", 3)),
-                       round(price, 3), row["when"] // 3600 % 24, row["words"]].append(naive.history(row))  # fmt: skip
+                place = coded(row["place"], naive.kept("place", 3))
+                about: tuple[Any, ...] = (row["who"], row["what"], row["when"], row["clicked"], place)
+                about += (round(price, 3), row["when"] // 3600 % 24, row["words"])
+                wanted[about].append(naive.history(row))
         split = store.split(name)
         assert list(split.context["time"]) == sorted(split.context["time"])
         found: dict[Any, list[Any]] = defaultdict(list)
         places = decode(store, "place", split.context["place"])
-        for row in range(len(split)):
-            history = slice(store.histories.offsets[split.user[row]], None)
-            sequence = store.histories.values[history][: split.end[row]]
-            when = store.behaviours["time"][history][: split.end[row]]
-            words = [w for w in decode(store, "words", split.context["words"][row]) if w != "<pad>"]
-            key = (users[split.user[row]], items[split.item[row]], split.context["time"][row], split.label[row],
-                   places[row], round(float(split.context["price"][row, 0]), 3), split.context["hour"][row] - 1,
-                   "" if words == [None] else "|".join(words))  # fmt: skip
-            assert split.context["price"][row, 1] in (0, 1)
-            assert split.length[row] == split.end[row]
+        for n in range(len(split)):
+            history = slice(store.histories.offsets[split.user[n]], None)
+            sequence = store.histories.values[history][: split.end[n]]
+            when = store.behaviours["time"][history][: split.end[n]]
+            words = [w for w in decode(store, "words", split.context["words"][n]) if w != "<pad>"]
+            price, missing = split.context["price"][n]
+            assert missing in (0, 1)
+            key: tuple[Any, ...] = (
+                users[split.user[n]],
+                items[split.item[n]],
+                split.context["time"][n],
+                split.label[n],
+            )
+            key += (places[n], round(float(price), 3), split.context["hour"][n] - 1)
+            key += ("" if words == [None] else "|".join(words),)
+            assert split.length[n] == split.end[n]
             found[key].append([(items[i], int(t)) for i, t in zip(sequence, when, strict=True)])
         assert found == wanted
     train_topics = naive.kept("topic", 2)
@@ -200,8 +210,8 @@ def test_from_a_log_to_a_trained_run(tmp_path: Path) -> None:
     run = CliRunner()
     proposed = run.invoke(main, ["prepare", "log", str(source), "--propose"])
     assert proposed.exit_code == 2  # 'who' and 'what' are nobody's names for users and items
-    renamed = [{"user_id": r.pop("who"), "item_id": r.pop("what"), "timestamp": r.pop("when"), "is_click": r.pop("clicked"),
-                **r} for r in log(1, 600)]  # fmt: skip
+    names = {"who": "user_id", "what": "item_id", "when": "timestamp", "clicked": "is_click"}
+    renamed = [{names.get(key, key): value for key, value in row.items()} for row in log(1, 600)]
     write_csv(source, renamed)
     proposed = run.invoke(main, ["prepare", "log", str(source), "--propose"])
     assert proposed.exit_code == 0, proposed.output

@@ -200,7 +200,7 @@ class Numeric(Encoder):
         self._count = total
 
     def finish(self) -> None:
-        """Mean and standard deviation (1 for a constant), to nine digits: the order of rows shows in later ones."""
+        """Mean and deviation (1 for a constant), to nine digits, which the order of rows leaves alone."""
         deviation = float(f"{(self._squares / self._count) ** 0.5:.9g}") if self._count else 0.0
         self.mean = float(f"{self.mean:.9g}")
         self.scale = deviation if deviation > 1e-12 * max(1.0, abs(self.mean)) else 1.0
