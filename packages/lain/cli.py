@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from common.config import load as load_config
 from common.config import to_yaml
 from common.errors import ConfigError
 from common.report.tables import markdown_table
+from common.study.command import study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -215,6 +217,28 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+@main.command()
+@study_options
+def study(**options: Any) -> int:
+    r"""Train the arms of a study and print how they differ by history length.
+
+    FILE is a YAML file, or the name of one in experiments/ctr.
+
+    \b
+    run     do the runs that are not done yet and print the table (by default)
+    report  make table and plots again from the runs that are done
+    tune    run the study's grid, ranked on the validation rows
+
+    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in runs/ctr-STUDY,
+    where every run has a folder of its own; the prepared data set lies in data/ beside it. Stop it at any
+    time: the same command goes on.
+    """
+    from common.study.command import run_study
+    from lain.study.kind import CTR
+
+    return run_study(CTR, **options)
 
 
 if __name__ == "__main__":
