@@ -57,24 +57,36 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 
 
 @main.command()
-@click.argument("format", metavar="[reczoo|kuairand|movielens]")
+@click.argument("format")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER)
-@click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (reczoo).")
+@click.argument("out", type=FOLDER, required=False)
+@click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
+@click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress lines.")
-def prepare(format: str, source: Path, out: Path, schema: Path | None, quiet: bool) -> None:
-    r"""Turn a public or private data set in SOURCE into a prepared one in OUT.
+def prepare(
+    format: str, source: Path, out: Path | None, schema: Path | None, propose: bool, quiet: bool
+) -> None:
+    r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
 
     \b
-    reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema that says
-               which columns are what (see the README for an example)
+    log        CSV, TSV or Parquet of events (one file, a folder, a pattern in quotes), and a --schema that
+               says which columns are what; --propose prints one from the files
+    reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema
     kuairand   val/test.parquet, user_sequences, item_features, user_features
     movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
 
-    Everything streams: memory does not grow with the number of rows.
+    Everything streams: memory does not grow with the number of rows. What looks like a leak is reported.
     """
     from lain.formats import prepare as prepare_format
+    from lain.formats.log.propose import propose as propose_schema
 
+    if propose:
+        if format != "log" or out is not None:
+            raise click.UsageError("--propose is for: lain prepare log SOURCE --propose")
+        click.echo(propose_schema(source), nl=False)
+        return
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
     prepare_format(format, source, out, schema=schema, progress=not quiet)
     click.echo(out)
 
