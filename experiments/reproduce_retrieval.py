@@ -242,7 +242,7 @@ def prepare(study: RetrievalStudy, source: Path | None, out: Path, *, workers: i
     start = None
     if study.start:
         start = out / "start"
-        own = {"sets": [], "candidates": 0, "encoder.kind": study.backbones[0]}
+        own = {"sets": [], "candidates": 0, "encoder.name": study.backbones[0]}
         settings = nested(study.base, own, study.start)
         print_ = _once(
             start, {"data": print_, "config": settings}, partial(_train_start, settings, data, out)
@@ -431,7 +431,8 @@ def placed(settings: Mapping[str, Any], prepared: Prepared, cache: Path) -> dict
     if prepared.mixed is not None:
         own["mixed"] = str(prepared.mixed)
     if prepared.start is not None:
-        own["encoder"] = {"start": str(prepared.start / "encoder")}
+        settings = {key: value for key, value in settings.items() if key != "encoder"}
+        own["encoder"] = {"name": "saved", "folder": str(prepared.start / "encoder")}
     probes = settings.get("diagnose", {}).get("examples", [])
     own["diagnose"] = {"examples": [str(prepared.sets[str(name)]) for name in probes]}
     return nested(settings, own)
@@ -450,7 +451,7 @@ def resolve(study: RetrievalStudy, plan: list[RunSpec], prepared: Prepared | Non
     out = []
     compared: dict[tuple[str, str], dict[str, TrainConfig]] = {}
     for spec in plan:
-        own = {"encoder.kind": spec.backbone, "seed": spec.seed, "data": "prepared"}
+        own = {"encoder.name": spec.backbone, "seed": spec.seed, "data": "prepared"}
         loaded = config.load(TrainConfig, None, base=nested(spec.config, own))
         compared.setdefault((spec.backbone, spec.tag), {})[spec.arm] = loaded
         fingerprint = prepared.fingerprint(loaded) if prepared is not None else "not prepared"
