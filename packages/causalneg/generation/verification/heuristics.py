@@ -334,12 +334,12 @@ class _Checker:
         far = self._far_from_asked(text, positives[0], negative)
         if far is not None:
             return no(*far)
-        foreign = self._foreign(text)
-        if foreign:
-            return no("wrong language", foreign)
         making = self._speaks_of_task(text, positives, negative)
         if making:
             return no("about the task", f"it says “{making}”")
+        foreign = self._foreign(text)
+        if foreign:
+            return no("wrong language", foreign)
         if self.world is not None:
             if said in _ANSWERS:
                 return no("answers", f"{said}, by what it states", "truth")
