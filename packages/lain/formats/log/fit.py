@@ -256,7 +256,8 @@ def _count_lists(plan: Plan, seen: _Seen, piece: pl.DataFrame, learn: bool) -> N
 
 def _add_columns(plan: Plan, piece: pl.DataFrame, chosen: Shaped[np.ndarray, " rows"]) -> None:
     for name, encoder in plan.columns.items():
-        encoder.add(piece[f"c:{name}"].filter(chosen))
+        if f"c:{name}" in piece.columns:
+            encoder.add(piece[f"c:{name}"].filter(chosen))
 
 
 def _first_values(plan: Plan, piece: pl.DataFrame, seen: _Seen) -> None:
