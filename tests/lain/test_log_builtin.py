@@ -117,8 +117,8 @@ def check_mind(store: Store) -> None:
 
 def kuairand(folder: Path) -> None:
     rng = RNG(2)
-    header = ("user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,"
-              "long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,"
+    header = ("user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,"
+              "is_hate,long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,"
               "tab")  # fmt: skip
     for name, day, count in (("4_08_to_4_21", 8, 80), ("4_22_to_5_08", 22, 160)):
         rows: list[list[object]] = []
