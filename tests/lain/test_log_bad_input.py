@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Spool, "write", full)
-    with pytest.raises(DataError, match="cannot be written .the disk is full"):
+    with pytest.raises(DataError, match=r"cannot be written \(the disk is full"):
         prepare_log(
             tmp_path / "log.csv",
             tmp_path / "made" / "out",

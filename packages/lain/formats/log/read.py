@@ -286,7 +286,8 @@ class LogFile:
         """Which row has another number of values than the header, said with its number."""
         wanted, row, last = len(self.columns), -1, False
         assert self.separator is not None
-        with io.TextIOWrapper(self._stream(), encoding="utf-8-sig", errors="replace", newline="") as stream:
+        raw: Any = self._stream()
+        with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as stream:
             lines: Iterator[list[str]]
             if self._quoted:
                 lines = (line for line in csv.reader(stream, delimiter=self.separator) if line)
