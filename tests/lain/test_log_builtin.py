@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,9 +44,13 @@ def ebnerd(folder: Path) -> None:
                 "age": None, "is_subscriber": False, "session_id": number, "next_read_time": 60.0,
                 "next_scroll_percentage": 100.0,
             })  # fmt: skip
-        pl.DataFrame(rows, schema_overrides={"article_ids_inview": pl.List(pl.Int32), "device_type": pl.Int8,
-                     "gender": pl.Float64, "age": pl.Float64, "scroll_percentage": pl.Float32}  # fmt: skip
-                     ).write_parquet(folder / part / "behaviors.parquet")  # fmt: skip
+        kinds: dict[str, Any] = {
+            "article_ids_inview": pl.List(pl.Int32),
+            "device_type": pl.Int8,
+            "gender": pl.Float64,
+        }
+        kinds |= {"age": pl.Float64, "scroll_percentage": pl.Float32}
+        pl.DataFrame(rows, schema_overrides=kinds).write_parquet(folder / part / "behaviors.parquet")
         past = [begin - timedelta(days=days) for days in (9, 5, 2)]
         users = [100 + user for user in range(11)]  # one reader has no history
         pl.DataFrame({
