@@ -34,7 +34,7 @@ MODEL = "model"
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "packages"))
 
-from causalneg.commands import find_world, mine_set  # noqa: E402
+from causalneg.commands import mine_set  # noqa: E402
 from causalneg.data import Dataset, read_dataset, read_examples  # noqa: E402
 from causalneg.data.schema import Example  # noqa: E402
 from causalneg.generation.journal import Journal, Record, read_totals  # noqa: E402
@@ -46,7 +46,7 @@ from causalneg.generation.writers.prompts import Prompts  # noqa: E402
 from causalneg.llm.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer  # noqa: E402
 from causalneg.mining import MiningRules  # noqa: E402
-from causalneg.world import WorldConfig, make_world  # noqa: E402
+from causalneg.world import WorldConfig, find_world, make_world  # noqa: E402
 from common.config import load  # noqa: E402
 from common.files import atomic_write  # noqa: E402
 

@@ -16,18 +16,10 @@ from causalneg.generation.pipeline import data_card, generate, pairs_from, previ
 from causalneg.generation.verification.heuristics import verify
 from causalneg.mining import MiningReport, MiningRules, find_candidates, mine
 from causalneg.search import SEARCHERS, Collection, check_device, unmatched_warning
-from causalneg.world import World
+from causalneg.world import find_world
 from common.errors import DataError
 from common.files import atomic_write
 from common.metrics.retrieval import MEASURES
-
-
-def find_world(data: Path) -> World | None:
-    """The world that a BEIR folder was made from, or that its mixed twin lies in; None for other data."""
-    for folder in (data, data.parent):
-        if (folder / "world.json").is_file():
-            return World.open(folder)
-    return None
 
 
 def mine_set(

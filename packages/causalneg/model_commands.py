@@ -106,9 +106,9 @@ def generate_model_set(
         ConfigError: A setting is out of range.
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
-    from causalneg.commands import find_world
     from causalneg.data import read_dataset, read_examples
     from causalneg.generation.model_set import preview_prompts, write_model_set
+    from causalneg.world import find_world
 
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
     source: list[Example] = read_examples(mined, skip_bad=skip_bad, report=tell)[:limit]
@@ -160,10 +160,11 @@ def judge_set(
         ConfigError: A setting is out of range.
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
-    from causalneg.commands import beside, find_world
+    from causalneg.commands import beside
     from causalneg.data import read_dataset, read_examples, write_examples
     from causalneg.generation.model_set import review_set
     from causalneg.generation.verification.heuristics import verify
+    from causalneg.world import find_world
 
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
     found = read_examples(examples, skip_bad=skip_bad, report=tell)

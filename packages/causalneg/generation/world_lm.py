@@ -31,7 +31,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from causalneg.commands import find_world
 from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis, Negative, Passage
 from causalneg.generation.backends import make_writer
@@ -40,6 +39,7 @@ from causalneg.generation.writers.base import Failure, Pair, Writer
 from causalneg.generation.writers.prompts import Draft, Drafts, Limits, Order, Prompts, Rewritten
 from causalneg.llm.chat import Message
 from causalneg.llm.tiny_model import SPECIAL, make_model, save, train_tokenizer
+from causalneg.world import find_world
 from common.cli import run_command
 from common.errors import ConfigError, DataError
 from common.files import atomic_folder, atomic_write
