@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.errors import ConfigError
+from common.errors import BackendError, ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1
@@ -97,3 +99,24 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         raise ConfigError(f"not enough memory; {advice}") from error
+
+
+def peak_memory(process: int | None = None) -> int:
+    """The most main memory that a process has held, in bytes.
+
+    Args:
+        process: Its id; by default this one. Others are known on Linux only.
+
+    Raises:
+        BackendError: The system keeps no such figure of another process.
+    """
+    status = Path("/proc") / ("self" if process is None else str(process)) / "status"
+    if status.exists():
+        # Unlike ru_maxrss this is not inherited from the process that started this one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if process is not None:
+        raise BackendError(f"process {process}: this system does not know how much memory it has held")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
