@@ -37,7 +37,7 @@ from causalneg.llm.vllm_engine import EngineSettings, VLLMBackend
 from common.errors import BackendError, ConfigError, suggest
 from common.files import atomic_write
 from common.report.tables import format_number, markdown_table
-from common.training.tracking import WandbMode
+from common.training.config import WandbMode
 
 if TYPE_CHECKING:
     from causalneg.world import World

@@ -19,11 +19,12 @@ from causalneg.data.formats import read_dataset
 from causalneg.evaluation.evaluate import evaluate_bm25
 from common.errors import DataError
 from common.files import atomic_write
+from common.machine import describe_hardware
 from common.report.plots import Panel, Series, bar_plot, line_plot
 from common.report.tables import MISSING, format_difference, format_p, format_seconds, markdown_table
 from common.stats.paired import Difference, MeanBootstrap, Spread, holm, paired_difference, spread
 from common.study.engine import RunSpec, is_done
-from common.training.record import Record, describe_hardware
+from common.training.record import Record
 
 BM25_FILE = "bm25.json"
 NDCG = "ndcg@10"
