@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from common.ragged import Ragged
-from lain.data.store import Feature, Store, StoreWriter
+from lain.data.schema import Feature
+from lain.data.store import Store
+from lain.data.writer import StoreWriter
 
 HOURS = 24
 FEATURES = (
@@ -46,22 +48,26 @@ def write(
     *,
     num_items: int,
     features: Sequence[Feature] = FEATURES,
+    columns: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Store:
-    """Write and open a store whose item and user features are random."""
+    """Write and open a store whose item and user features are random.
+
+    ``columns`` are those of the behaviours, history after history.
+    """
     rng = np.random.default_rng(seed)
     counts = {"item": num_items, "user": len(histories)}
     about = {"features": features, "num_items": num_items, "num_users": len(histories)}
     with StoreWriter(path, name="small", **about) as writer:  # type: ignore[arg-type]  # of several types
         for feature in features:
-            if feature.source == "context" or feature.name in ("item_id", "user_id"):
+            if feature.source in ("context", "behaviour") or feature.name in ("item_id", "user_id"):
                 continue
             shape = feature.shape(counts[feature.source])
             is_vector = feature.kind == "vector"
             values = rng.normal(size=shape) if is_vector else rng.integers(0, feature.size, shape)
             write_table = writer.items if feature.source == "item" else writer.users
             write_table(feature.name, values)
-        writer.histories(Ragged.from_lists(histories))
+        writer.histories(Ragged.from_lists(histories), columns)
         for name, rows in splits.items():
             writer.split(name, len(rows)).append(
                 user=_column(row.user for row in rows),

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.errors import suggest
 from lain.backbones import Backbone
 from lain.data.batch import Batch
-from lain.data.store import Feature
+from lain.data.schema import Feature
 from lain.layers.embedding import FeatureEmbedding, values_of
 from lain.length import LengthAdapter, LengthOptions
 from lain.ops.attention import AttentionRecord
@@ -98,8 +99,9 @@ class Head(nn.Module):
 class CTRModel(nn.Module):
     """Click-through predictor.
 
-    logit = head([features of user and context, target, interests]). The parts that the length adds
-    are made last, so that models with and without them start from equal weights under equal seeds.
+    logit = head([features of user and context, target, interests]). A behaviour's vector is its item's plus
+    those of its columns; the target has none. The parts that the length and the columns add are made last,
+    so that models with and without them start from equal weights under equal seeds.
 
     Args:
         features: Features of the data set.
@@ -112,8 +114,10 @@ class CTRModel(nn.Module):
         id_std: Standard deviation of the start of id tables.
         feature_std: Standard deviation of the start of all other tables.
         sparse: Row-sparse embedding gradients; None decides by table size.
+        columns: Columns of the behaviours that are embedded with the item.
 
     Raises:
+        ValueError: No feature of a behaviour has such a name, or it is a time.
         ConfigError: The length conditions a branch that the backbone does not have.
     """
 
@@ -130,16 +134,16 @@ class CTRModel(nn.Module):
         id_std: float = 0.1,
         feature_std: float = 0.3,
         sparse: bool | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
 
-        def embedding(chosen: list[Feature]) -> FeatureEmbedding:
-            return FeatureEmbedding(
-                chosen, dim=embedding_dim, id_std=id_std, feature_std=feature_std, sparse=sparse
-            )
+        def embedding(chosen: list[Feature], dim: int = embedding_dim) -> FeatureEmbedding:
+            return FeatureEmbedding(chosen, dim=dim, id_std=id_std, feature_std=feature_std, sparse=sparse)
 
+        of_row = [f for f in features if f.source in ("user", "context") and f.kind != "time"]
         self.items = embedding([f for f in features if f.source == "item"])
-        self.context = embedding([f for f in features if f.source != "item"])
+        self.context = embedding(of_row)
         width = self.items.width
         self.backbone = backbone(width=width)
         known = self.context.width + width
@@ -152,10 +156,14 @@ class CTRModel(nn.Module):
         self.length = LengthAdapter(width=width, branches=self.backbone.branches, options=length)
         if self.length.head_width:
             self.head.tell(self.length.head_width, film=length.head == "film")
+        chosen = columns_of(features, columns)
+        self.columns = embedding(chosen, dim=width) if chosen else None
 
     def forward(self, batch: Batch) -> Output:
         """Score a batch."""
         table = self.items(values_of(batch.items, batch.item_features, self.items.features))
+        if self.columns is not None:
+            table = table + torch.unflatten(self.columns(batch.columns), 1, (-1, self.items.width)).sum(1)
         target = table.index_select(0, batch.target)
         state = self.length(batch.length, table.dtype)
         found = self.backbone(target, table, batch.spans(), state)
@@ -170,4 +178,22 @@ class CTRModel(nn.Module):
 
     def tables(self) -> list[nn.Parameter]:
         """The embedding tables, which the embedding penalty is for."""
-        return self.items.tables() + self.context.tables()
+        return self.items.tables() + self.context.tables() + (self.columns.tables() if self.columns else [])
+
+
+def columns_of(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
+    """The columns of the behaviours that are to be embedded.
+
+    Raises:
+        ValueError: There is no such column, or it is a point in time.
+    """
+    there = {f.name: f for f in features if f.source == "behaviour"}
+    for name in names:
+        if name not in there:
+            raise ValueError(f"columns: no column '{name}' of the behaviours{suggest(name, there)}")
+        if there[name].kind == "time":
+            raise ValueError(f"columns: '{name}' is a point in time, which has no vector; give a categorical "
+                             "column of it (hour, gap to the behaviour before)")  # fmt: skip
+    if len(set(names)) < len(names):
+        raise ValueError(f"columns: names a column twice, got {', '.join(names)}")
+    return [there[name] for name in names]

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 from common.errors import ConfigError
 from common.ragged import Ragged
-from lain.data.store import Feature, StoreWriter
+from lain.data.schema import Feature
+from lain.data.writer import StoreWriter
 
 _USERS_AT_ONCE = 512
 

@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from lain.backbones import BACKBONES
 from lain.backbones.din import Dice
 from lain.data.batch import Batch
-from lain.data.store import Feature
+from lain.data.schema import Feature
 from lain.length import PRESETS, LengthConfig, LengthOptions
 from lain.model import CTRModel, Head, Output
 from lain.ops.spans import _SpanLinear
@@ -65,7 +65,7 @@ def stir(model: CTRModel, seed: int = 0) -> CTRModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 0.5)
-            if name.endswith(("item_id.weight", "category.weight", "hour.weight")):
+            if name.endswith(("item_id.weight", "category.weight", "hour.weight", "action.weight")):
                 weight[PADDING] = 0
         for module in model.modules():
             if isinstance(module, Dice):
@@ -575,3 +575,58 @@ class TestArguments:
         assert list(BACKBONES) == ["din", "dien", "sim", "sdim", "twin"]
         assert all(BACKBONES[name].name == name for name in BACKBONES)
         assert LengthConfig().resolve() == LengthOptions()
+
+
+class TestColumns:
+    """What is known of a behaviour is added to its item's vector; the target is its item alone."""
+
+    ACTION = Feature("action", "behaviour", "categorical", 4)
+    DWELL = Feature("dwell", "behaviour", "vector", 0, 1)
+
+    def make(self, name: str, columns: tuple[str, ...]) -> CTRModel:
+        features = (*FEATURES, self.ACTION, self.DWELL, Feature("at", "behaviour", "time", 0))
+        torch.manual_seed(0)
+        return CTRModel(features=features, embedding_dim=DIM, backbone=BACKBONES[name], hidden=(6, 5),
+                        length=LengthOptions(**PRESETS["lain"]), columns=columns).double()  # fmt: skip
+
+    @all_backbones
+    def test_unread_columns_change_nothing(self, name: str) -> None:
+        without, read = self.make(name, ()), self.make(name, ("action", "dwell"))
+        assert set(read.state_dict()) - set(without.state_dict()) == {
+            "columns.layers.action.weight", "columns.layers.dwell.weight"
+        }  # fmt: skip
+        for key, weight in without.state_dict().items():
+            assert torch.equal(read.state_dict()[key], weight)
+
+    @all_backbones
+    def test_added_to_the_item(self, name: str) -> None:
+        """Equal to a model whose items are these behaviours, with vectors that hold the sum."""
+        model = stir(self.make(name, ("action", "dwell"))).eval()
+        plain = stir(self.make(name, ())).eval()
+        plain.load_state_dict(model.state_dict(), strict=False)
+        batch = make_batch(SAMPLES, repeated=True)
+        generator = torch.Generator().manual_seed(1)
+        action = torch.randint(0, 4, (len(batch.items),), generator=generator)
+        dwell = torch.rand((len(batch.items), 1), generator=generator, dtype=torch.float64)
+        action[batch.target], dwell[batch.target] = 0, 0
+        batch = replace(batch, columns={"action": action, "dwell": dwell})
+        of_action, of_dwell = (model.get_parameter(f"columns.layers.{c}.weight") for c in ("action", "dwell"))
+        added = of_action[action] + dwell * of_dwell[:, 0]
+        added[batch.target] = 0
+        plain.items.register_forward_hook(lambda module, inputs, vectors: vectors + added)
+        torch.testing.assert_close(model(batch).logit, plain(batch).logit, rtol=1e-12, atol=1e-12)
+        bare = self.make(name, ())
+        bare.load_state_dict(model.state_dict(), strict=False)
+        assert (bare.eval()(batch).logit - model(batch).logit).abs().max() > 1e-6
+
+    @pytest.mark.parametrize(
+        ("columns", "line"),
+        [
+            (("actoin",), "did you mean 'action'"),
+            (("at",), "'at' is a point in time"),
+            (("action",) * 2, "twice"),
+        ],
+    )
+    def test_columns_that_make_no_vector(self, columns: tuple[str, ...], line: str) -> None:
+        with pytest.raises(ValueError, match=line):
+            self.make("twin", columns)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.errors import DataError
-from lain.data.batch import Batch, Batches, EvenBatches
+from lain.data.batch import Batch, Batches
 from lain.data.module import CTRData
+from lain.data.sampler import StratifiedBatchSampler
+from lain.data.schema import Feature
 from lain.data.store import Split, Store
-from small_store import Row, write
+from small_store import FEATURES, Row, write
 
 HISTORIES = [
     [3, 1, 2, 9, 8, 7, 6, 5, 4, 3],
@@ -156,21 +158,123 @@ class TestBatches:
             Batches(store, store.split("train"), max_length=0)
 
 
+COLUMNS = (
+    Feature("action", "behaviour", "categorical", 0),
+    Feature("surface", "behaviour", "categorical", 3),
+    Feature("time", "behaviour", "time", 0),
+    Feature("dwell", "behaviour", "vector", 0, 1),
+)
+PLACES = sum(len(history) for history in HISTORIES)
+BEGINS = [sum(len(h) for h in HISTORIES[:user]) for user in range(len(HISTORIES))]
+
+
+def column_values() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {
+        "action": rng.integers(0, 3, PLACES),
+        "surface": rng.integers(0, 3, PLACES),
+        "time": rng.integers(0, 2**40, PLACES),
+        "dwell": rng.random((PLACES, 1)).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def columned(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same rows; every behaviour has columns."""
+    path = tmp_path_factory.mktemp("batch") / "store"
+    features = (*FEATURES, *COLUMNS)
+    splits = {"train": ROWS, "valid": ROWS[:7], "test": ROWS[5:6]}
+    return write(path, HISTORIES, splits, num_items=ITEMS, features=features, columns=column_values())
+
+
+class TestColumns:
+    @pytest.mark.parametrize(
+        "columns", [("action",), ("surface", "action"), ("action", "time"), ("dwell", "surface"), ("time",)]
+    )
+    @given(
+        rows=st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=12), max_length=st.integers(1, 20)
+    )
+    def test_every_behaviour_keeps_its_own(
+        self, columned: Store, columns: tuple[str, ...], rows: list[int], max_length: int
+    ) -> None:
+        batches = Batches(columned, columned.split("train"), max_length=max_length, columns=columns)
+        batch = batches[np.asarray(rows)]
+        chosen = [ROWS[r] for r in rows]
+        assert histories_of(batch) == [HISTORIES[r.user][max(0, r.end - max_length) : r.end] for r in chosen]
+        assert batch.items[batch.target].tolist() == [r.item for r in chosen]
+        spans, values = batch.spans(), column_values()
+        assert list(batch.columns) == list(columns)
+        for name in columns:
+            found = batch.columns[name][spans.index].numpy()
+            first = [BEGINS[r.user] + max(0, r.end - max_length) for r in chosen]
+            last = [BEGINS[r.user] + r.end for r in chosen]
+            wanted = [values[name][place] for a, b in zip(first, last, strict=True) for place in range(a, b)]
+            assert found.tolist() == [np.asarray(w).tolist() for w in wanted]
+            assert not batch.columns[name][batch.target].any()  # nothing is known of the target
+        for name in ("category", "image"):
+            assert np.array_equal(
+                batch.item_features[name].numpy(), columned.items[name][batch.items.numpy()]
+            )
+
+    def test_each_distinct_behaviour_once(self, columned: Store) -> None:
+        batches = Batches(columned, columned.split("train"), max_length=1000, columns=("action", "surface"))
+        batch = batches[np.arange(len(ROWS))]
+        rows = torch.stack([batch.items, batch.columns["action"], batch.columns["surface"]], 1).tolist()
+        values = column_values()
+        flat = [item for history in HISTORIES for item in history]
+        pooled = set(zip(flat, values["action"].tolist(), values["surface"].tolist(), strict=True))
+        assert sorted(map(tuple, rows)) == sorted(pooled | {(r.item, 0, 0) for r in ROWS})
+
+    def test_columns_that_nobody_asks_for_change_nothing(self, store: Store, columned: Store) -> None:
+        for rows in ([0, 3, 3, 9], range(len(ROWS))):
+            plain, other = make(store, rows, 4), make(columned, rows, 4)
+            assert other.columns == {}
+            assert torch.equal(plain.items, other.items)
+            assert torch.equal(plain.pool, other.pool)
+
+    def test_sizes_beyond_a_whole_number(self, tmp_path: Path) -> None:
+        """Distinct behaviours are told apart though the product of all sizes has no 64 bits."""
+        features = (*FEATURES, *(Feature(f"c{n}", "behaviour", "categorical", 2**31 - 1) for n in range(5)))
+        values = {f"c{n}": np.array([2**31 - 2, 2**31 - 2, n == 4, 0]) for n in range(5)}
+        rows = [Row(user=0, item=1, end=4)]
+        store = write(tmp_path / "s", [[1, 1, 2, 1]], {"train": rows}, num_items=3, features=features,
+                      columns=values)  # fmt: skip
+        batch = Batches(store, store.split("train"), max_length=4, columns=tuple(values))[np.arange(1)]
+        spans = batch.spans()
+        assert batch.items[spans.index].tolist() == [1, 1, 2, 1]
+        assert len(batch.items) == 3
+        assert spans.index[3] == batch.target[0]  # a behaviour of which nothing is known is its item
+        for name, wanted in values.items():
+            assert batch.columns[name][spans.index].tolist() == wanted.tolist()
+
+    def test_a_column_that_is_not_there(self, store: Store, columned: Store) -> None:
+        with pytest.raises(DataError, match="its behaviours are item ids alone"):
+            CTRData(store.path, max_length=4, batch_size=6, columns=("action",))
+        with pytest.raises(DataError, match="did you mean 'action'"):
+            Batches(columned, columned.split("train"), max_length=4, columns=("actions",))
+
+    def test_a_batch_moves_with_its_columns(self, columned: Store) -> None:
+        data = CTRData(columned.path, max_length=4, batch_size=6, columns=("action",))
+        batch = next(iter(data.eval_loader("valid")))
+        assert batch.columns["action"].dtype == torch.int64
+        assert batch.to("meta").columns["action"].is_meta
+
+
 def costs(rows: int, seed: int = 0) -> np.ndarray:
     """Heavy-tailed, like history lengths."""
     return np.random.default_rng(seed).lognormal(4, 1.2, rows).clip(0, 1000).astype(np.int64)
 
 
-def dealt(sampler: EvenBatches) -> list[list[int]]:
+def dealt(sampler: StratifiedBatchSampler) -> list[list[int]]:
     return [batch.tolist() for batch in sampler]
 
 
-class TestEvenBatches:
+class TestStratifiedBatchSampler:
     @given(
         rows=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 3), shuffle=st.booleans()
     )
     def test_every_row_once(self, rows: int, batch_size: int, epoch: int, shuffle: bool) -> None:
-        sampler = EvenBatches(costs(rows), batch_size=batch_size, shuffle=shuffle)
+        sampler = StratifiedBatchSampler(costs(rows), batch_size=batch_size, shuffle=shuffle)
         sampler.set_epoch(epoch)
         batches = dealt(sampler)
         assert sorted(row for batch in batches for row in batch) == list(range(rows))
@@ -182,7 +286,7 @@ class TestEvenBatches:
     def test_cost_hardly_varies(self) -> None:
         """At most a tenth of the spread of random batches."""
         cost = costs(4096)
-        even = np.array([cost[batch].sum() for batch in EvenBatches(cost, batch_size=64)])
+        even = np.array([cost[batch].sum() for batch in StratifiedBatchSampler(cost, batch_size=64)])
         shuffled = np.random.default_rng(0).permutation(4096).reshape(-1, 64)
         random = cost[shuffled].sum(1)
         assert even.std() < 0.1 * random.std()
@@ -191,35 +295,36 @@ class TestEvenBatches:
         cost = costs(4096)
         for quantile in (0.1, 0.5, 0.9):
             bar = np.quantile(cost, quantile)
-            shares = [np.mean(cost[batch] <= bar) for batch in EvenBatches(cost, batch_size=64)]
+            shares = [np.mean(cost[batch] <= bar) for batch in StratifiedBatchSampler(cost, batch_size=64)]
             assert np.ptp(shares) <= 2 / 64
 
     def test_equal_costs_are_a_plain_shuffle(self) -> None:
         """Ties are broken at random: neighbours in the file are not neighbours in a batch."""
-        batches = dealt(EvenBatches(np.full(400, 7), batch_size=20))
+        batches = dealt(StratifiedBatchSampler(np.full(400, 7), batch_size=20))
         together = sum(row + 1 in batch for batch in batches for row in batch)
         assert together < 60  # 19 expected, 380 if the order were kept
 
     def test_epochs_are_dealt_anew_and_the_same_again(self) -> None:
-        sampler = EvenBatches(costs(100), batch_size=10, seed=3)
+        sampler = StratifiedBatchSampler(costs(100), batch_size=10, seed=3)
         first = dealt(sampler)
         assert dealt(sampler) == first
         sampler.set_epoch(1)
         second = dealt(sampler)
         assert second != first
-        fresh = EvenBatches(costs(100), batch_size=10, seed=3)
+        fresh = StratifiedBatchSampler(costs(100), batch_size=10, seed=3)
         fresh.set_epoch(1)
         assert dealt(fresh) == second
-        assert dealt(EvenBatches(costs(100), batch_size=10, seed=4)) != first
+        assert dealt(StratifiedBatchSampler(costs(100), batch_size=10, seed=4)) != first
 
     @pytest.mark.parametrize("processes", [2, 3, 4])
     @pytest.mark.parametrize("rows", [120, 121])
     def test_processes_share_an_epoch(self, rows: int, processes: int) -> None:
         """Together one process's batches, in turn; only to come out even is a batch given twice."""
         cost = costs(rows)
-        alone = dealt(EvenBatches(cost, batch_size=10))
+        alone = dealt(StratifiedBatchSampler(cost, batch_size=10))
         ranks = [
-            dealt(EvenBatches(cost, batch_size=10, rank=r, processes=processes)) for r in range(processes)
+            dealt(StratifiedBatchSampler(cost, batch_size=10, rank=r, processes=processes))
+            for r in range(processes)
         ]
         steps = -(-len(alone) // processes)
         assert [len(batches) for batches in ranks] == [steps] * processes
@@ -231,30 +336,33 @@ class TestEvenBatches:
         cost = costs(4096)
         loads = [
             np.array(
-                [cost[batch].sum() for batch in EvenBatches(cost, batch_size=64, rank=rank, processes=2)]
+                [
+                    cost[batch].sum()
+                    for batch in StratifiedBatchSampler(cost, batch_size=64, rank=rank, processes=2)
+                ]
             )
             for rank in (0, 1)
         ]
         assert np.abs(loads[0] / loads[1] - 1).max() < 0.1
 
     def test_skip_leaves_out_what_is_done_once(self) -> None:
-        sampler = EvenBatches(costs(100), batch_size=10)
+        sampler = StratifiedBatchSampler(costs(100), batch_size=10)
         whole = dealt(sampler)
         sampler.skip = 4
         assert dealt(sampler) == whole[4:]
         assert dealt(sampler) == whole
 
     def test_in_order(self) -> None:
-        sampler = EvenBatches(costs(25), batch_size=10, shuffle=False)
+        sampler = StratifiedBatchSampler(costs(25), batch_size=10, shuffle=False)
         assert dealt(sampler) == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
 
     @pytest.mark.parametrize("shuffle", [True, False])
     def test_no_rows(self, shuffle: bool) -> None:
-        assert dealt(EvenBatches(np.zeros(0, dtype=np.int64), batch_size=4, shuffle=shuffle)) == []
+        assert dealt(StratifiedBatchSampler(np.zeros(0, dtype=np.int64), batch_size=4, shuffle=shuffle)) == []
 
     def test_no_batch(self) -> None:
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-            EvenBatches(costs(5), batch_size=0)
+            StratifiedBatchSampler(costs(5), batch_size=0)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -285,7 +393,7 @@ class TestCTRData:
 
     def test_goes_on_where_it_stopped(self, store: Store) -> None:
         loader = self.make(store, seed=5).train_dataloader()
-        assert isinstance(loader.sampler, EvenBatches)
+        assert isinstance(loader.sampler, StratifiedBatchSampler)
         loader.sampler.set_epoch(2)
         whole = list(loader)
         data = self.make(store, seed=5)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lain.backbones import BACKBONES
 from lain.data.batch import Batches
-from lain.data.store import Feature
+from lain.data.schema import Feature
 from lain.evaluation.diagnostics import (
     attention_by_bucket,
     attention_shape,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lain.data.store import Feature
+from lain.data.schema import Feature
 from lain.layers import embedding
-from lain.layers.embedding import FeatureEmbedding, values_of
+from lain.layers.embedding import FeatureEmbedding, module_key, values_of
 
 ITEM_ID = Feature("item_id", "item", "categorical", 200)
 CATEGORY = Feature("category", "item", "categorical", 5)
@@ -125,3 +127,37 @@ class TestValuesOf:
         assert found["item_id"] is ids
         assert found["category"] is VALUES["category"]
         assert list(values_of(ids, VALUES, (TAGS,))) == ["tags"]
+
+
+class TestNames:
+    """Any text can be a feature's name."""
+
+    NAMES = ("type", "keys", "video.type", "", "training", "Ähnlich", "标签", "type~", "a b", "forward")
+
+    @given(st.text(), st.text())
+    def test_keys_are_unique_and_torch_takes_them(self, one: str, other: str) -> None:
+        keys = module_key(one), module_key(other)
+        assert (keys[0] == keys[1]) == (one == other)
+        nn.ModuleDict({key: nn.Identity() for key in keys})
+
+    def test_every_attribute_of_torch(self) -> None:
+        there = nn.ModuleDict()
+        names = [name for name in dir(there) if hasattr(there, name)]
+        layers = nn.ModuleDict({module_key(name): nn.Identity() for name in names})
+        assert len(layers) == len(names) > 50
+        assert layers.type(torch.float64) is layers  # torch's own methods still work
+
+    def test_plain_names_are_kept(self) -> None:
+        """So the names in state dicts stay."""
+        assert [module_key(n) for n in ("item_id", "Category-2", "7")] == ["item_id", "Category-2", "7"]
+
+    def test_a_name_changes_no_number(self) -> None:
+        """Neither the start of the weights, nor the random numbers behind them, nor the answers."""
+        found = []
+        for names in (self.NAMES[0:3], ("a", "b", "c")):
+            torch.manual_seed(0)
+            layers = FeatureEmbedding([Feature(n, "item", "categorical", 5) for n in names], dim=3)
+            values = {name: torch.tensor([number, 4]) for number, name in enumerate(names)}
+            found.append((layers(values), torch.rand(3)))
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.ragged import Ragged
-from lain.data.store import ArrayWriter, Feature, Store, StoreWriter
+from lain.data.schema import Feature, file_stem
+from lain.data.store import Store
+from lain.data.writer import ArrayWriter, StoreWriter
 
 FEATURES = [
     Feature("item_id", "item", "categorical", 0),
@@ -214,8 +217,8 @@ def test_damaged_stores_are_one_line(tmp_path: Path, damage: Any, line: str) -> 
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "store")
     about = json.loads((path / "dataset.json").read_text())
-    (path / "dataset.json").write_text(json.dumps(about | {"version": 2}))
-    with pytest.raises(DataError, match="version 2"):
+    (path / "dataset.json").write_text(json.dumps(about | {"version": 3}))
+    with pytest.raises(DataError, match="version 3"):
         Store.open(path)
 
 
@@ -228,8 +231,9 @@ def test_an_unknown_split_names_those_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("a/b", "item", "categorical", 3), "letters"),
-        (("../x", "item", "categorical", 3), "letters"),
+        (("", "item", "categorical", 3), "needs a name"),
+        (("a", "item", "time", 0), "only a behaviour or a row has a time"),
+        (("a", "context", "time", 3), "size 3"),
         (("a", "item", "vector", 3, 4), "size 3"),
         (("a", "item", "categorical", 3, 2), "width 2"),
         (("a", "item", "list", 3, 0), "width 0"),
@@ -243,9 +247,10 @@ def test_wrong_features_are_refused(arguments: Any, line: str) -> None:
 
 
 def test_the_same_name_twice_is_refused(tmp_path: Path) -> None:
-    twice = [Feature("a", "item", "categorical", 2), Feature("a", "user", "categorical", 2)]
-    with pytest.raises(DataError, match="'a' is there twice"):
-        StoreWriter(tmp_path / "s", name="s", features=twice, num_items=2, num_users=1)
+    for sources in (("item", "user"), ("behaviour", "behaviour")):
+        twice = [Feature("a", source, "categorical", 2) for source in sources]
+        with pytest.raises(DataError, match="'a' is there twice"):
+            StoreWriter(tmp_path / "s", name="s", features=twice, num_items=2, num_users=1)
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=6), st.sampled_from([None, 3]))
@@ -263,3 +268,142 @@ def test_an_array_written_in_pieces_is_the_array(
     empty = np.zeros((0,) if width is None else (0, width), dtype=np.int32)
     np.testing.assert_array_equal(np.load(path, mmap_mode="r") if writer.rows else np.load(path),
                                   np.concatenate([empty, *arrays]))  # fmt: skip
+
+
+NAMES = ["type", "keys", "items", "video.type", "../x", "a/b", "a%2Fb", "Ähnlich", "标签", " ", ".", "~",
+         "type~", "x" * 300, "x" * 299 + "y", "con\n", "\U0001f600"]  # fmt: skip
+
+
+def test_any_text_is_a_name(tmp_path: Path) -> None:
+    """Of an item feature, a context feature, a column of the behaviours, a vocabulary."""
+    features = [Feature("item_id", "item", "categorical", 0)]
+    features += [Feature(f"{n}", "item", "categorical", 9) for n in NAMES]
+    features += [Feature(f"c{n}", "context", "categorical", 9) for n in NAMES]
+    features += [Feature(f"{n}", "behaviour", "categorical", 99) for n in NAMES]
+    one = np.ones(1, dtype=np.int64)
+    with StoreWriter(tmp_path / "s", name="s", features=features, num_items=2, num_users=1) as store:
+        for number, name in enumerate(NAMES):
+            store.items(name, np.array([0, number % 9]))
+            store.vocabulary(name).write_text(name)
+        store.histories(Ragged.from_lists([[1]]), {n: np.array([i]) for i, n in enumerate(NAMES)})
+        context = {f"c{n}": one * (i % 9) for i, n in enumerate(NAMES)}
+        row = {"user": one - 1, "item": one, "end": one, "length": one, "label": one}
+        store.split("train", 1).append(**row, context=context)
+    again = Store.open(tmp_path / "s")
+    again.verify()
+    for number, name in enumerate(NAMES):
+        assert again.items[name].tolist() == [0, number % 9]
+        assert again.behaviours[name].tolist() == [number]
+        assert again.split("train").context[f"c{name}"].tolist() == [number % 9]
+        assert again.vocabularies[name].read_text() == name
+    assert all(path.resolve().is_relative_to((tmp_path / "s").resolve()) for path in tmp_path.rglob("*"))
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_file_names_are_unique_and_safe(one: str, other: str) -> None:
+    assert (file_stem(one) == file_stem(other)) == (one == other)
+    assert re.fullmatch(r"[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,119}", file_stem(one))
+
+
+def test_plain_names_keep_their_files() -> None:
+    """Those that stores of version 1 could have."""
+    assert [file_stem(n) for n in ("item_id", "Video-type.2", "0")] == ["item_id", "Video-type.2", "0"]
+
+
+COLUMNS = [
+    Feature("time", "behaviour", "time", 0),
+    Feature("action", "behaviour", "categorical", 0),
+    Feature("dwell", "behaviour", "vector", 0, 1),
+    Feature("tags", "behaviour", "list", 9, 2),
+]
+TIMES = np.array([2**40, 5, 7, -3], dtype=np.int64)
+
+
+def columns(**changed: Any) -> dict[str, Any]:
+    return {"time": TIMES, "action": np.array([1, 2, 0, 6]), "dwell": np.array([[0.5], [1], [2], [3]]),
+            "tags": np.array([[1, 2], [3, 0], [0, 0], [8, 8]])} | changed  # fmt: skip
+
+
+def write_columns(path: Path, **changed: Any) -> Path:
+    features = [Feature("item_id", "item", "categorical", 0), *COLUMNS]
+    with StoreWriter(path, name="s", features=features, num_items=5, num_users=3) as store:
+        store.vocabulary("action").write_text('["", "click", "buy"]')
+        store.histories(HISTORIES, columns(**changed))
+        store.split("train", 2).append(**rows(context={}))
+    return path
+
+
+def test_columns_of_behaviours_come_back_aligned(tmp_path: Path) -> None:
+    store = Store.open(write_columns(tmp_path / "s"))
+    assert store.behaviours["time"].tolist() == TIMES.tolist()  # seconds beyond 32 bits
+    assert {f.name: f.size for f in store.features if f.source == "behaviour"} == {
+        "time": 0, "action": 7, "dwell": 0, "tags": 9
+    }  # fmt: skip
+    assert store.behaviours["tags"].tolist() == columns()["tags"].tolist()
+    assert isinstance(store.behaviours["dwell"], np.memmap)
+    assert store.column("action").size == 7
+    with pytest.raises(DataError, match=r"no column 'actoin' of the behaviours, only time, .*'action'"):
+        store.column("actoin")
+    with pytest.raises(DataError, match="its behaviours are item ids alone"):
+        Store.open(write(tmp_path / "plain")).column("action")
+
+
+def test_columns_and_vocabularies_are_in_the_fingerprint(tmp_path: Path) -> None:
+    path = write_columns(tmp_path / "a")
+    store = Store.open(path)
+    other = Store.open(write_columns(tmp_path / "b", action=np.array([1, 2, 0, 5])))
+    assert other.fingerprint != store.fingerprint
+    store.vocabularies["action"].write_text('["", "buy", "click"]')
+    with pytest.raises(DataError, match="was changed"):
+        Store.open(path).verify()
+    store.vocabularies["action"].unlink()
+    with pytest.raises(DataError, match=r"vocabularies/action: missing"):
+        Store.open(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"action": np.array([1, 2, 0])}, "feature 'action': 3 rows instead of 4"),
+        ({"tags": np.array([[1, 2], [3, 0], [0, 0], [9, 8]])}, r"'tags', row 3: \[9 8\] outside 0 to 8"),
+        ({"dwell": np.array([[1], [np.nan], [2], [3]])}, "feature 'dwell', row 1: .* must be finite"),
+        ({"action": np.array([1, -2, 0, 3])}, "feature 'action', row 1: -2 below 0"),
+    ],
+)
+def test_wrong_columns_are_refused(tmp_path: Path, changed: dict[str, Any], line: str) -> None:
+    with pytest.raises(DataError, match=line):
+        write_columns(tmp_path / "s", **changed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pieces_of_a_column_are_checked_too(tmp_path: Path) -> None:
+    def pieces() -> None:
+        features = [Feature("action", "behaviour", "categorical", 3)]
+        with StoreWriter(tmp_path / "s", name="s", features=features, num_items=5, num_users=1) as store:
+            store.history_values(np.array([2])).append([1, 2])
+            for value in (0, 3):
+                store.behaviours("action").append([value])
+
+    with pytest.raises(DataError, match="column 'action' has 3 outside 0 to 2"):
+        pieces()
+
+
+def test_a_vocabulary_that_was_announced_must_be_there(tmp_path: Path) -> None:
+    def forget() -> None:
+        with StoreWriter(tmp_path / "s", name="s", features=[], num_items=5, num_users=1) as store:
+            store.history_values(np.array([0]))
+            store.vocabulary("item")
+
+    with pytest.raises(DataError, match="vocabulary 'item' was not written"):
+        forget()
+
+
+def test_a_store_of_version_1_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "store")
+    about = json.loads((path / "dataset.json").read_text())
+    del about["vocabularies"]
+    (path / "dataset.json").write_text(json.dumps(about | {"version": 1}))
+    store = Store.open(path)
+    store.verify()
+    assert (store.behaviours, store.vocabularies) == ({}, {})
+    assert store.fingerprint == "98a58cd84f5ace99"

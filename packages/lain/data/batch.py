@@ -9,21 +9,24 @@ A batch is four tables and pointers between them::
 
 Two samples of one user point into the same stretch of the pool. True length travels beside the
 span, whose length is the truncated one.
+
+Where columns of the behaviours are read, a row of ``items`` is a distinct behaviour: an item with the values
+of those columns, and the target is its item with nothing known of it, which is 0 in every column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from common.ragged import span_positions
+from lain.data.schema import Feature
 from lain.data.store import Split, Store
 from lain.ops.spans import Spans
 
@@ -33,7 +36,7 @@ class Batch:
     """One batch of impressions; see the module's picture.
 
     Args:
-        items: Item index of each distinct item.
+        items: Item index of each distinct item (with columns: of each distinct behaviour).
         pool: Row in ``items`` of each behaviour; each needed stretch of a history once.
         start: First place in the pool of each sample's span.
         count: Number of behaviours in each sample's span (the truncated length).
@@ -43,6 +46,7 @@ class Batch:
         rows: Row of the split that each sample is.
         item_features: Values of the item features for ``items``.
         features: Values of the user and context features, per sample.
+        columns: Values of the columns of the behaviours that are read, for ``items``.
     """
 
     items: Int[Tensor, " items"]
@@ -55,6 +59,7 @@ class Batch:
     rows: Int[Tensor, " samples"]
     item_features: dict[str, Num[Tensor, "items ..."]]
     features: dict[str, Num[Tensor, "samples ..."]]
+    columns: dict[str, Num[Tensor, "items ..."]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -88,15 +93,18 @@ class Batches(torch.utils.data.Dataset[Batch]):
         store: The prepared data set.
         split: The rows.
         max_length: Behaviours of a history that are kept, counted from its end.
+        columns: Columns of the behaviours to read with the items.
 
     Raises:
         ValueError: ``max_length`` is not positive.
+        DataError: The data set has no such column.
     """
 
-    def __init__(self, store: Store, split: Split, *, max_length: int) -> None:
+    def __init__(self, store: Store, split: Split, *, max_length: int, columns: Sequence[str] = ()) -> None:
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         self.store, self.split, self.max_length = store, split, max_length
+        self.columns = tuple(store.column(name) for name in columns)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -116,8 +124,20 @@ class Batches(torch.utils.data.Dataset[Batch]):
         first = np.maximum(end - self.max_length, 0)
         owner, stretch, stretch_length, start = _stretches(user, first, end)
         begin = store.histories.offsets[owner] + stretch
-        pooled = np.asarray(store.histories.values[span_positions(begin, stretch_length)], dtype=np.int64)
-        items, pool, target = _distinct(pooled, np.asarray(split.item[rows]), store.num_items)
+        place = span_positions(begin, stretch_length)
+        pooled = np.asarray(store.histories.values[place], dtype=np.int64)
+        item = np.asarray(split.item[rows])
+        columns: dict[str, Num[np.ndarray, "items ..."]] = {}
+        if self.columns:
+            values = [np.asarray(store.behaviours[c.name][place]) for c in self.columns]
+            first_place, pool, target = _distinct_behaviours(pooled, item, self.columns, values)
+            items = np.concatenate([pooled, item])[first_place]
+            columns = {
+                c.name: _with_unknown(v, len(item))[first_place]
+                for c, v in zip(self.columns, values, strict=True)
+            }
+        else:
+            items, pool, target = _distinct(pooled, item, store.num_items)
         features = {name: values[user] for name, values in store.users.items()}
         if any(f.name == "user_id" for f in store.features):
             features["user_id"] = user
@@ -133,6 +153,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
             rows=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
             item_features={name: _tensor(values[items]) for name, values in store.items.items()},
             features={name: _tensor(values) for name, values in features.items()},
+            columns={name: _tensor(values) for name, values in columns.items()},
         )
 
 
@@ -181,76 +202,44 @@ def _distinct(
     return items, row[pooled], row[target]
 
 
+def _distinct_behaviours(
+    pooled: Int[np.ndarray, " pool"],
+    target: Int[np.ndarray, " samples"],
+    columns: Sequence[Feature],
+    values: Sequence[Num[np.ndarray, "pool ..."]],
+) -> tuple[Int[np.ndarray, " items"], Int[np.ndarray, " pool"], Int[np.ndarray, " samples"]]:
+    """Each item with its columns once.
+
+    Item and categorical columns are the digits of one whole number. A list, a vector or a time hardly ever
+    repeats: there every behaviour is a row of its own.
+
+    Returns:
+        For each distinct behaviour one of its places among pool and targets, and the row of each place of
+        the pool and of each target.
+    """
+    pairs = len(pooled) + len(target)
+    code = np.concatenate([pooled, target]).astype(np.int64)
+    for column, value in zip(columns, values, strict=True):
+        if column.kind != "categorical":
+            code[: len(pooled)] = np.arange(len(pooled))
+            code[len(pooled) :] = len(pooled) + target
+            break
+        if int(code.max(initial=0)) >= np.iinfo(np.int64).max // max(column.size, 1) - 1:
+            code = np.unique(code, return_inverse=True)[1]
+        code = code * column.size + _with_unknown(value, len(target))
+    _, place, row = np.unique(code, return_index=True, return_inverse=True)
+    assert len(row) == pairs
+    return place, row[: len(pooled)], row[len(pooled) :]
+
+
+def _with_unknown(
+    values: Num[np.ndarray, "pool ..."], targets: int
+) -> Num[np.ndarray, "pool_and_targets ..."]:
+    """The values of the pool, then 0, unknown, for every target."""
+    return np.concatenate([values, np.zeros((targets, *values.shape[1:]), values.dtype)])
+
+
 def _tensor(values: Num[np.ndarray, "n ..."]) -> Num[Tensor, "n ..."]:
     if np.issubdtype(values.dtype, np.integer):
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
-class EvenBatches(Sampler[Int[np.ndarray, " samples"]]):
-    """Shuffled batches of equal cost: every batch is a stratified sample over history length.
-
-    The rows are sorted by cost and cut into strata of as many rows as there are batches; each batch
-    takes one random row of every stratum. So every batch holds short and long histories in the
-    proportion of the data, its total cost hardly varies, and processes that train side by side
-    finish a step together.
-
-    Args:
-        cost: Cost of each row (its truncated history length).
-        batch_size: Rows per batch.
-        seed: With the epoch, decides the deal.
-        shuffle: False gives the rows in order, for evaluation.
-        rank: Number of this process.
-        processes: Number of processes; batches are dealt to them in turn.
-
-    Raises:
-        ValueError: ``batch_size`` is not positive.
-    """
-
-    def __init__(
-        self,
-        cost: Int[np.ndarray, " rows"],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.cost, self.batch_size, self.seed, self.shuffle = np.asarray(cost), batch_size, seed, shuffle
-        self.rank, self.processes = rank, processes
-        self.epoch, self.skip = 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, so that every epoch has a deal of its own (Lightning calls this)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Batches of one epoch, of this process."""
-        batches = -(-len(self.cost) // self.batch_size)
-        return -(-batches // self.processes)
-
-    def __iter__(self) -> Iterator[Int[np.ndarray, " samples"]]:
-        """The batches of the current epoch; the first ``skip`` of them are left out, once."""
-        skip, self.skip = self.skip, 0
-        dealt = self._deal() if self.shuffle else None
-        batches = -(-len(self.cost) // self.batch_size)
-        for number in range(skip, len(self)):
-            batch = (number * self.processes + self.rank) % batches
-            if dealt is None:
-                yield np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.cost)))
-            else:
-                rows = dealt[:, batch]
-                yield rows[rows >= 0]
-
-    def _deal(self) -> Int[np.ndarray, "strata batches"]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        rows = len(self.cost)
-        batches = max(-(-rows // self.batch_size), 1)
-        shuffled = rng.permutation(rows)
-        strata = -(-rows // batches)
-        dealt = np.full(strata * batches, -1, dtype=np.int64)
-        dealt[:rows] = shuffled[np.argsort(self.cost[shuffled], kind="stable")]
-        return rng.permuted(dealt.reshape(strata, batches), axis=1)

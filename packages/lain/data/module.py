@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from common.training.fit import position
-from lain.data.batch import Batch, Batches, EvenBatches
+from lain.data.batch import Batch, Batches
+from lain.data.sampler import StratifiedBatchSampler
 from lain.data.store import Store
 
 
@@ -23,9 +25,10 @@ class CTRData(L.LightningDataModule):
         eval_batch_size: Impressions per step without gradient.
         seed: Decides the order of the training rows.
         workers: Loader processes; 0 loads in the training process.
+        columns: Columns of the behaviours to read with the items.
 
     Raises:
-        DataError: The folder is no prepared data set.
+        DataError: The folder is no prepared data set, or has no such column.
         ValueError: A size is not positive.
     """
 
@@ -38,6 +41,7 @@ class CTRData(L.LightningDataModule):
         eval_batch_size: int = 2048,
         seed: int = 0,
         workers: int = 0,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if eval_batch_size < 1:
@@ -45,24 +49,27 @@ class CTRData(L.LightningDataModule):
         self.store = Store.open(path)
         self.max_length, self.batch_size, self.eval_batch_size = max_length, batch_size, eval_batch_size
         self.seed, self.workers = seed, workers
-        self._sampler: EvenBatches | None = None
+        self.columns = tuple(columns)
+        for name in self.columns:
+            self.store.column(name)
+        self._sampler: StratifiedBatchSampler | None = None
         self._resume = (0, 0)
 
     def batches(self, split: str) -> Batches:
         """The batch maker of a split."""
-        return Batches(self.store, self.store.split(split), max_length=self.max_length)
+        return Batches(self.store, self.store.split(split), max_length=self.max_length, columns=self.columns)
 
     def eval_loader(self, split: str) -> DataLoader[Batch]:
         """The split's rows in their own order."""
         batches = self.batches(split)
-        sampler = EvenBatches(batches.cost, batch_size=self.eval_batch_size, shuffle=False)
+        sampler = StratifiedBatchSampler(batches.cost, batch_size=self.eval_batch_size, shuffle=False)
         return DataLoader(batches, sampler=sampler, batch_size=None, num_workers=self.workers)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of even cost; after a resume the first epoch goes on where it stopped."""
         batches = self.batches("train")
         trainer = self.trainer
-        self._sampler = EvenBatches(
+        self._sampler = StratifiedBatchSampler(
             batches.cost,
             batch_size=self.batch_size,
             seed=self.seed,

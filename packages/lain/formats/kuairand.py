@@ -22,7 +22,8 @@ from jaxtyping import Bool, Int, Shaped, UInt8
 
 from common.errors import ConfigError
 from common.ragged import Ragged, span_positions
-from lain.data.store import Feature, StoreWriter
+from lain.data.schema import Feature
+from lain.data.writer import StoreWriter
 from lain.formats.tables import (
     Mistakes,
     Progress,

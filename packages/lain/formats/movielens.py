@@ -18,7 +18,8 @@ from jaxtyping import Int
 
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
-from lain.data.store import Feature, StoreWriter
+from lain.data.schema import Feature
+from lain.data.writer import StoreWriter
 from lain.formats.tables import CsvTable, Mistakes, Progress, encode, require_files, vocabulary
 
 FILES = ("ratings.csv", "movies.csv")

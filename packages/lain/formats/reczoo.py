@@ -40,7 +40,8 @@ from jaxtyping import Int, Shaped
 from common.config import load
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
-from lain.data.store import RESERVED, ArrayWriter, Feature, Kind, Source, StoreWriter
+from lain.data.schema import RESERVED, Feature, Kind, Source
+from lain.data.writer import ArrayWriter, StoreWriter
 from lain.formats.tables import (
     Mistakes,
     Progress,

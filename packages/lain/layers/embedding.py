@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from lain.data.store import Feature
+from lain.data.schema import Feature
 
 SPARSE_ROWS = 100_000
 """Tables with more rows than this get row-sparse gradients (see :class:`lain.training.optim.RowAdam`)."""
+
+
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def module_key(name: str) -> str:
+    """A key of :class:`torch.nn.ModuleDict` for any text; a plain name stays as it is.
+
+    Torch takes neither a dot, nor nothing, nor what its own class has (``type``, ``keys``). Characters
+    besides letters, digits, ``_`` and ``-`` become ``~HEX~``, a name that torch has gets ``~`` behind;
+    different names give different keys.
+    """
+    key = re.sub(r"[^A-Za-z0-9_-]", lambda found: f"~{ord(found[0]):x}~", name)
+    return f"{key}~" if key in _TAKEN or not key else key
 
 
 class FeatureEmbedding(nn.Module):
@@ -41,8 +56,9 @@ class FeatureEmbedding(nn.Module):
         self.features = tuple(features)
         self.layers = nn.ModuleDict()
         for feature in self.features:
+            key = module_key(feature.name)
             if feature.kind == "vector":
-                self.layers[feature.name] = nn.Linear(feature.width, dim, bias=False)
+                self.layers[key] = nn.Linear(feature.width, dim, bias=False)
                 continue
             is_sparse = feature.size > SPARSE_ROWS if sparse is None else sparse
             std = id_std if feature.name in ("item_id", "user_id") else feature_std
@@ -56,12 +72,12 @@ class FeatureEmbedding(nn.Module):
             if table.padding_idx is not None:
                 with torch.no_grad():
                     table.weight[table.padding_idx] = 0
-            self.layers[feature.name] = table
+            self.layers[key] = table
         self.width = dim * len(self.features)
 
     def forward(self, values: Mapping[str, Num[Tensor, "rows ..."]]) -> Float[Tensor, "rows width"]:
         """The vectors of rows that hold these values."""
-        return torch.cat([self.layers[f.name](values[f.name]) for f in self.features], dim=1)
+        return torch.cat([self.layers[module_key(f.name)](values[f.name]) for f in self.features], dim=1)
 
     def tables(self) -> list[nn.Parameter]:
         """The lookup tables' weights, which the embedding penalty is for."""

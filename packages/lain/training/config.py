@@ -17,7 +17,7 @@ from common.machine import check_fits
 from common.metrics.ctr import DEFAULT_BUCKETS, ctr_metrics
 from common.training.fit import FitConfig
 from lain.backbones import BACKBONES
-from lain.data.store import Feature
+from lain.data.schema import Feature
 from lain.length import LengthConfig
 from lain.model import CTRModel
 
