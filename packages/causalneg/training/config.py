@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.config import config_hash
 from common.errors import ConfigError
-from common.training.fit import FitConfig
+from common.training.config import RENAMED as FIT_RENAMED
+from common.training.config import FitConfig, TrackingConfig, mistakes
+
+RENAMED = {**FIT_RENAMED}
+"""What became of settings, by the dotted key that they had before."""
 
 
 @dataclass
@@ -158,21 +161,6 @@ class RetrievalFit(FitConfig):
 
 
 @dataclass
-class TrackingConfig:
-    """Where the figures of a run go besides its folder.
-
-    Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
-        project: W&B project.
-        group: W&B group.
-    """
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "causalneg"
-    group: str | None = None
-
-
-@dataclass
 class TrainConfig:
     """Everything that decides a run.
 
@@ -221,8 +209,6 @@ class TrainConfig:
     fit: RetrievalFit = field(default_factory=RetrievalFit)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-
-def run_hash(config: TrainConfig) -> str:
-    """What tells two runs apart: the config without where things lie and how they are shown."""
-    ignored = ("data", "out", "name", "cache", "mixed", "tracking", "fit.progress", "fit.log_every")
-    return config_hash(config, ignore=ignored)
+    def __post_init__(self) -> None:
+        """Refuse what would stop a run after it began, all at once."""
+        ConfigError.raise_if(mistakes(self))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from common.errors import ConfigError, suggest
+from common.errors import ConfigError, nearest
 
 Direction = Literal["max", "min"]
 
@@ -37,11 +37,14 @@ def direction(name: str) -> Direction:
     Raises:
         ConfigError: The metric is not known; names those that are.
     """
+    at = 1 if "/" in name else 0
     parts = name.split("/")
-    base = re.sub(r"@\d+$", "", parts[1] if len(parts) > 1 else parts[0])
-    if base not in DIRECTIONS:
-        raise ConfigError(
-            f"monitor: whether more or less of '{name}' is better is not known"
-            f"{suggest(base, DIRECTIONS)}; there are {', '.join(DIRECTIONS)}"
-        )
-    return DIRECTIONS[base]
+    base, cutoff = re.fullmatch(r"(.*?)(@\d+)?", parts[at]).groups(default="")  # type: ignore[union-attr]  # any text matches
+    if base in DIRECTIONS:
+        return DIRECTIONS[base]
+    close = nearest(base, DIRECTIONS)
+    hint = f"; did you mean '{'/'.join([*parts[:at], close + cutoff, *parts[at + 1 :]])}'?" if close else ""
+    raise ConfigError(
+        f"monitor: whether more or less of '{name}' is better is not known{hint} "
+        f"(there are {', '.join(DIRECTIONS)})"
+    )

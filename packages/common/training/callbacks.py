@@ -17,16 +17,12 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
-from common.errors import ConfigError, Interrupted, UserError, suggest
+from common.errors import ConfigError, DivergedError, Interrupted, suggest
 from common.metrics.direction import direction
 from common.training.tracking import Console
 
 CONSOLE_SECONDS = 30.0
 """Seconds between lines with training metrics on the console, beside the first and the last of an epoch."""
-
-
-class DivergedError(UserError):
-    """The loss or the weights are not finite any more."""
 
 
 def batch_size(batch: Any) -> int:

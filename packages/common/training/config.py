@@ -89,11 +89,30 @@ class TrackingConfig:
 class RunSettings(Protocol):
     """What every method's settings have, and the lifecycle of a run reads."""
 
-    out: Path
-    name: str | None
-    seed: int
-    fit: FitConfig
-    tracking: TrackingConfig
+    @property
+    def out(self) -> Path:
+        """Folder in which the run folder is made."""
+        ...
+
+    @property
+    def name(self) -> str | None:
+        """Name of the run folder."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        ...
+
+    @property
+    def fit(self) -> FitConfig:
+        """How the module is trained."""
+        ...
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Where metrics go besides the run folder."""
+        ...
 
 
 def mistakes(config: RunSettings) -> list[str]:

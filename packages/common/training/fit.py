@@ -168,6 +168,9 @@ def fit(
         content = load_checkpoint(saving.last, module, RESUMABLE)
         _restore(content, saving.last, meter, plateau)
         step = int(content["global_step"])
+        if meter.epochs > config.epochs:
+            done = f"{run_dir} has {meter.epochs} epochs behind it"
+            raise ConfigError(f"fit.epochs: {done}, got {config.epochs}; give another name")
         enough_steps = config.max_steps is not None and step >= config.max_steps
         complete = meter.epochs >= config.epochs or plateau.stopped or enough_steps
         wall_seconds = content["callbacks"][meter.state_key]["wall_seconds"]

@@ -163,7 +163,7 @@ class Identity:
     @property
     def hash(self) -> str:
         """12 hexadecimal digits that no other run has."""
-        return config_hash({"settings": self.settings, "inputs": self.inputs})
+        return config_hash({"settings": self.settings, "inputs": self.inputs, "extendable": self.extendable})
 
     def differences(self, before: Identity) -> list[str]:
         """What makes this another run than one before, in words; empty for the same."""

@@ -172,6 +172,7 @@ class WandbRun(WandbLogger):
                 mode="offline" if config.wandb == "offline" else "online",
             ),
         )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it though it is not set
         self.kept_offline = config.wandb == "offline"
         self.begun = False
 
