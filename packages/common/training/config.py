@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le
 
@@ -86,6 +86,7 @@ class TrackingConfig:
     group: str | None = None
 
 
+@runtime_checkable
 class RunSettings(Protocol):
     """What every method's settings have, and the lifecycle of a run reads."""
 

@@ -233,11 +233,11 @@ def train(task: Task, folder: Path | None = None) -> Run:
     before = _finished(task, folder, identity)
     if before is not None:
         return Run(folder, before, trained=False)
-    with redirect_stdout(sys.stderr), out_of_memory(task.advice()):
+    with redirect_stdout(sys.stderr):
         if _rank():
             _fit(task, folder, task.build(folder), [])
             sys.exit(0)
-        with _held(folder):
+        with _held(folder), out_of_memory(task.advice()):
             before = _finished(task, folder, identity)  # from here on nobody else can change the answer
             if before is not None:
                 return Run(folder, before, trained=False)

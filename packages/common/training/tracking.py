@@ -185,15 +185,12 @@ class WandbRun(WandbLogger):
         self.begun = True
         if not self.kept_offline:
             return
-        before = set(self._run_dir.glob(f"wandb/offline-run-*-{self.version}"))
-        current = Path(self.experiment.dir).parent.resolve()
+        for folder in self._run_dir.glob(f"wandb/offline-run-*-{self.version}"):
+            shutil.rmtree(folder)
         for row in MetricsFile(self._run_dir / "metrics.csv").rows():
             if int(row["step"]) < step:
                 values = {name: float(value) for name, value in row.items() if value and name != "step"}
                 self.log_metrics(values, int(row["step"]))
-        for folder in before:
-            if folder.resolve() != current:
-                shutil.rmtree(folder)
 
 
 def loggers(
