@@ -251,7 +251,7 @@ class Files:
 
 def make_data(sizes: Sizes, folder: Path) -> Files:
     """Generate texts and encoders, the latter once in our form and once in the peer's."""
-    from causalneg.data.formats import write_dataset
+    from causalneg.data import write_dataset
     from causalneg.data.schema import Document, Query
     from causalneg.encoders import build_encoder
 

@@ -274,7 +274,7 @@ class MineHouse(Side):
     """Mining from texts to examples: by BM25, or by an encoder and an exact search."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        from causalneg.data.formats import read_dataset
+        from causalneg.data import read_dataset
         from causalneg.encoders import load_encoder
 
         self._dataset = read_dataset(Path(request["data"]), splits=["train"])
@@ -283,9 +283,8 @@ class MineHouse(Side):
 
     def step(self, arm: str) -> dict[str, float]:
         """All queries."""
-        from causalneg.commands import corpus_embeddings
-        from causalneg.encoders import encode
-        from causalneg.mining.mining import MiningRules, candidates_bm25, candidates_dense, mine
+        from causalneg.mining import MiningRules, find_candidates, mine
+        from causalneg.search import SEARCHERS, Collection
 
         dataset, encoder, depth = self._dataset, self._encoder, self._depth
         queries = dataset.split_queries("train")
@@ -297,13 +296,11 @@ class MineHouse(Side):
             near_duplicate=0.6,
         )
         flops = 0.0
-        if encoder is None:
-            found = candidates_bm25(dataset, "train", depth)
-        else:
-            asked = encode(encoder, encoder.tokenize([q.text for q in queries], query=True), query=True)
-            documents = corpus_embeddings(encoder, dataset)
-            found = candidates_dense(dataset, "train", asked, documents, depth)
-            flops = 2.0 * len(asked) * documents.size
+        collection = Collection.encoded([d.content for d in dataset.documents], encoder)
+        searcher = SEARCHERS["bm25" if encoder is None else "exact"](collection)
+        found = find_candidates(searcher, dataset, "train", depth)
+        if encoder is not None:
+            flops = 2.0 * len(queries) * collection.embeddings.size
         examples, _ = mine(dataset, "train", found, rules)
         return {
             "units": len(queries),

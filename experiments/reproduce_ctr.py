@@ -25,7 +25,7 @@ from common.files import atomic_write
 from common.report.tables import format_number, markdown_table
 from common.stats.paired import spread
 from common.study.engine import RunSpec, Study, Worker, collect, is_done, nested, run, say
-from common.training.fit import forget_optimizer
+from common.training.checkpoint import forget_optimizer
 from lain.formats import prepare
 from lain.study.comparison import Comparison, read_runs
 from lain.study.report import Head, study_plots, study_table

@@ -25,13 +25,13 @@ import click
 import torch
 
 from causalneg.commands import beside, generate_set, mine_set
-from causalneg.data.formats import read_dataset, read_examples, write_dataset, write_examples
-from causalneg.mining.mining import MiningRules
+from causalneg.data import read_dataset, read_examples, write_dataset, write_examples
+from causalneg.mining import MiningRules
 from causalneg.study.arms import check_arms
 from causalneg.study.report import BM25_FILE, Head, bm25_line, retrieval_rows, study_plots, study_table
 from causalneg.text.style import mixed_corpus
 from causalneg.training.config import TrainConfig
-from causalneg.training.run import train_run
+from causalneg.training.run import Library, train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
 from common.cli import exit_on_mistake
@@ -411,10 +411,11 @@ def _write_taught(order: _SetOrder, model: Path) -> None:
     atomic_write(_marker(order.path), _written(order.wanted))
 
 
-def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> None:
-    """Train and evaluate one run, in a worker process."""
+def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path, library: Library) -> None:
+    """Train and evaluate one run, in a worker process; its runs share what the library has read."""
     settings = {k: v for k, v in spec.config.items() if k != "data_fingerprint"}
-    train_run(config.load(TrainConfig, None, base=placed(settings, prepared, cache)), folder)
+    loaded = config.load(TrainConfig, None, base=placed(settings, prepared, cache))
+    train_run(loaded, folder, library=library)
 
 
 def tidy(folder: Path) -> None:
@@ -555,7 +556,7 @@ def command(
         reference=study.reference,
         workers=workers,
     )
-    worker = partial(train, prepared=prepared, cache=out / "cache")
+    worker = partial(train, prepared=prepared, cache=out / "cache", library=Library())
     code = reproduce(study, plan, worker, out, head, workers=workers, threads=threads, again=report)
     raise SystemExit(code)
 

@@ -35,7 +35,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "packages"))
 
 from causalneg.commands import find_world, mine_set  # noqa: E402
-from causalneg.data.formats import Dataset, read_dataset, read_examples  # noqa: E402
+from causalneg.data import Dataset, read_dataset, read_examples  # noqa: E402
 from causalneg.data.schema import Example  # noqa: E402
 from causalneg.generation.journal import Journal, Record, read_totals  # noqa: E402
 from causalneg.generation.model_set import ModelSettings, make_backend, write_model_set  # noqa: E402
@@ -45,7 +45,7 @@ from causalneg.generation.writers.language_model import LLMWriter, Written  # no
 from causalneg.generation.writers.prompts import Prompts  # noqa: E402
 from causalneg.llm.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer  # noqa: E402
-from causalneg.mining.mining import MiningRules  # noqa: E402
+from causalneg.mining import MiningRules  # noqa: E402
 from causalneg.world import WorldConfig, make_world  # noqa: E402
 from common.config import load  # noqa: E402
 from common.files import atomic_write  # noqa: E402

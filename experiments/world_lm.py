@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from causalneg.commands import find_world
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis, Negative, Passage
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import pairs_from

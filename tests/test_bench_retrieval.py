@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from causalneg.data.formats import read_dataset
+from causalneg.data import read_dataset
 from causalneg.encoders import load_encoder
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

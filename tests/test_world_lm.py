@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis
 from causalneg.generation.backends import make_writer
 from causalneg.generation.model_pipeline import generate_with_model
@@ -24,7 +24,7 @@ from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewrit
 from causalneg.llm.chat import ChatRequest, read_answer
 from causalneg.llm.tiny_model import train_tokenizer
 from causalneg.llm.transformers_local import TransformersBackend
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.world import World, WorldConfig, make_world
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from causalneg.data.formats import FORMATS
+from causalneg.data import FORMATS
 from causalneg.model_commands import (
     MODEL_BACKENDS,
     generate_model_set,
@@ -18,7 +18,8 @@ from causalneg.model_commands import (
 from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
-from common.errors import ConfigError
+from common.errors import ConfigError, suggest
+from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -27,9 +28,26 @@ PATH = click.Path(path_type=Path)
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
-INDEX = click.option(
-    "--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True,
-    help="How embeddings are searched.",
+
+
+class _SearchName(click.ParamType[str]):
+    """The name of a search; the registry is imported when one is given, for it brings faiss along."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from causalneg.search import SEARCHERS
+
+        if value not in SEARCHERS:
+            self.fail(
+                f"'{value}' is not one of {', '.join(SEARCHERS)}{suggest(value, SEARCHERS)}", param, ctx
+            )
+        return str(value)
+
+
+SEARCH = click.option(
+    "--index", "search", type=_SearchName(),
+    help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
 )  # fmt: skip
 DEVICES = click.option(
     "--device", "devices", multiple=True,
@@ -104,7 +122,7 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @click.option("--distinct", type=float, help="The same between the negatives of one query.")
 @click.option("--truth", help="Split with all true positives, to count false negatives with.")
 @click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
-@INDEX
+@SEARCH
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
@@ -129,7 +147,7 @@ def mine(
     distinct: float | None,
     truth: str | None,
     cache: Path | None,
-    index: Literal["exact", "hnsw", "ivf"],
+    search: str | None,
     devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
@@ -143,7 +161,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
-    from causalneg.mining.mining import MiningRules
+    from causalneg.mining import MiningRules
 
     chosen = {
         "count": count,
@@ -165,7 +183,7 @@ def mine(
         return
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
-        index=index, devices=devices, seed=seed, skip_bad=skip_bad, tell=_tell, progress=not quiet,
+        search=search, devices=devices, seed=seed, skip_bad=skip_bad, report=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
     _say_cut(report.texts_cut)
@@ -350,7 +368,15 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
 @click.option("--encoder", type=FOLDER, help="An encoder or Hugging Face folder instead of a RUN.")
 @click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
 @click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
-@INDEX
+@click.option(
+    "--measure", "measures", multiple=True, default=MEASURES, show_default=True,
+    help="Such as ndcg@10, recall@100, mrr@10, map, precision@5, success@1; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--ignore-identical/--keep-identical", default=None,
+    help="Documents that are the query itself are no hits.  [default: where ids coincide, as in BEIR]",
+)  # fmt: skip
+@SEARCH
 @DEVICES
 @click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
 @SKIP_BAD
@@ -363,7 +389,9 @@ def evaluate(
     encoder: Path | None,
     bm25: bool,
     depth: int,
-    index: Literal["exact", "hnsw", "ivf"],
+    measures: tuple[str, ...],
+    ignore_identical: bool | None,
+    search: str | None,
     devices: tuple[str, ...],
     out: Path | None,
     skip_bad: bool,
@@ -374,29 +402,26 @@ def evaluate(
 
     Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
     """
-    from causalneg.commands import find_encoder, place, searching
-    from causalneg.data.formats import read_dataset
-    from causalneg.evaluation.evaluate import evaluate_bm25, evaluate_encoder
+    from causalneg.commands import evaluate_splits
 
     chosen = [x for x in (run, encoder, bm25 or None) if x is not None]
-    if len(chosen) != 1:
+    if len(chosen) != 1 and not (search and not chosen):
         raise ConfigError("evaluate: name one of a RUN, --encoder PATH or --bm25")
-    home = out or run or encoder or Path("runs") / "bm25"
+    search = search or ("bm25" if bm25 else "exact")
+    source = run or encoder
+    home = out or source or Path("runs") / search
+    for measure in measures:
+        parse_measure(measure)
     if dry_run:
-        asked = {"data": data, "splits": list(splits), "depth": depth, "index": index, "out": home / "eval"}
-        click.echo(to_yaml({"retriever": "bm25" if bm25 else run or encoder, **asked}), nl=False)
+        asked = {"data": data, "splits": list(splits), "depth": depth, "index": search, "out": home / "eval"}
+        click.echo(to_yaml({"retriever": source or search, **asked}), nl=False)
         return
-    model = None if bm25 else find_encoder(run or encoder or Path())
-    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=_tell)
-    if model is None:
-        found = evaluate_bm25(dataset, splits, depth=depth)
-    else:
-        place(model, devices)
-        found = evaluate_encoder(
-            model, dataset, splits, depth=depth, index=index, devices=searching(index, devices),
-            progress=not quiet,
-        )  # fmt: skip
-    _say_cut(model.cut if model is not None else 0)
+    found = evaluate_splits(
+        data, splits, encoder=source, search=search, depth=depth, measures=measures,
+        ignore_identical=ignore_identical, devices=devices, skip_bad=skip_bad, report=_tell,
+        progress=not quiet,
+    )  # fmt: skip
+    _say_cut(int(found[0].notes.get("texts_cut", 0)) if found else 0)
     for one in found:
         folder = one.save(home / "eval")
         rows = [[name, f"{value:.4f}"] for name, value in one.metrics.mean.items()]
@@ -462,7 +487,7 @@ def export(
     Tevatron's.
     """
     from causalneg.commands import find_encoder
-    from causalneg.data.formats import export_examples, import_examples, read_dataset
+    from causalneg.data import export_examples, import_examples, read_dataset
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}

@@ -23,11 +23,11 @@ from click.testing import CliRunner, Result
 
 from causalneg.cli import main
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.generation.journal import Journal, read_totals
 from causalneg.generation.model_set import weights_digest
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.world import WorldConfig, make_world
 from fault_server import MODEL, FaultServer
 

@@ -500,8 +500,7 @@ class Diverging(Network):
 
     def on_before_zero_grad(self, *_: Any) -> None:
         if self.what == "weights" and self.global_step == self.step:
-            with torch.no_grad():
-                self.layers[3].bias.fill_(math.inf)
+            nn.init.constant_(self.get_parameter("layers.3.bias"), math.inf)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def records(path: Path) -> Iterator[bytes]:
 
 def history(run_dir: Path) -> tuple[str, list[dict[str, str]]]:
     """Id and logged rows of the one W&B run in a folder, as `wandb sync` would read them."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
 
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     rows, ids = [], set()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from causalneg.commands import beside
-from causalneg.data.formats import read_dataset
+from causalneg.data import read_dataset
 from causalneg.evaluation.evaluate import evaluate_bm25
 from common.errors import DataError
 from common.files import atomic_write

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from causalneg.data.formats import Dataset, Report, read_dataset, read_examples
+from causalneg.data import Dataset, Report, passage_key, read_dataset, read_examples
+from causalneg.data.dataset import PassageKey as Key
+from causalneg.data.readers import find_reader
 from causalneg.data.schema import Example, Passage
 from causalneg.training.config import RENAMED, TrainConfig
 from common.cli import report as to_stderr
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from causalneg.evaluation.diagnostics import SourceReport
     from causalneg.evaluation.evaluate import Evaluation
     from causalneg.evaluation.probe import Probe
-    from causalneg.training.data import Key, TrainingSet
+    from causalneg.training.data import TrainingSet
 
 T = TypeVar("T")
 
@@ -81,23 +83,20 @@ class Library:
 
 
 def dataset_fingerprint(path: Path, splits: Sequence[str]) -> str:
-    """What tells the content of a BEIR folder apart: corpus, queries and the judgements of some splits.
+    """What tells the content of a data set apart: documents, queries and the judgements of some splits.
 
     Args:
-        path: The folder.
-        splits: The splits; one that is not there is left to whoever reads the folder.
+        path: The data set, in any layout that there is a reader for.
+        splits: The splits; one that is not there is left to whoever reads the data set.
 
     Raises:
-        DataError: There is no corpus or no queries.
+        DataError: There is no such data set, or it has no documents or queries.
     """
-    judged = [path / "qrels" / f"{split}.tsv" for split in sorted(set(splits))]
-    there = [file for file in judged if file.is_file()]
-    try:
-        return fingerprint([path / "corpus.jsonl", path / "queries.jsonl", *there])
-    except DataError as error:
-        raise DataError(
-            f"{error}; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
-        ) from None
+    reader = find_reader(path)
+    judged = [reader.file(split) for split in sorted(set(splits))]
+    files = [reader.file("documents"), reader.file("queries"), *(file for file in judged if file.is_file())]
+    DataError.raise_if(f"{file}: missing; {reader.layout}" for file in files if not file.is_file())
+    return fingerprint(files)
 
 
 def encoder_fingerprint(folder: Path) -> str:
@@ -188,8 +187,6 @@ def open_material(
 
 def _voices(path: Path, examples: Sequence[Example]) -> dict[Key, Passage]:
     """Rewritten passages by the document that they were made of."""
-    from causalneg.training.data import passage_key
-
     found: dict[Key, Passage] = {}
     for example in examples:
         for passage in (*example.positives, *example.negatives):
@@ -400,10 +397,10 @@ def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ra
     """Token ids of the corpus from the cache that runs share; None without one."""
     if config.cache is None:
         return None
-    from causalneg.evaluation.evaluate import tokenize
+    from causalneg.encoders.cache import tokenize
 
     texts = [document.content for document in dataset.documents]
-    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.fingerprint)
+    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.corpus_fingerprint)
 
 
 def make_probe(config: TrainConfig, material: Material) -> Probe | None:

@@ -139,8 +139,8 @@ class WandbRun(WandbLogger):
     """One W&B run for one run folder, however often the run is interrupted.
 
     Its id is kept in ``wandb/id``. W&B cannot go on with a run that it kept offline: it would leave one
-    folder per part. So a resumed run writes its rows anew, from metrics.csv, and the folders of the parts
-    before go.
+    folder per part. So the folders of the parts before go, and a resumed run writes its rows anew, from
+    metrics.csv.
 
     Args:
         run_dir: The run folder.
