@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,16 +118,21 @@ def history(run_dir: Path) -> tuple[str, list[dict[str, str]]]:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
 
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    rows, ids = [], set()
-    for data in records(file):
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "run":
-            ids.add(record.run.run_id)
+    found: list[Any] = []
+    until = time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in found):
+        assert time.monotonic() < until, "W&B's own process did not write the end of the run"
+        found = []
+        for data in records(file):
+            found.append(Record())
+            found[-1].ParseFromString(data)
+        time.sleep(0.05)
+    (id,) = {record.run.run_id for record in found if record.WhichOneof("record_type") == "run"}
+    rows = []
+    for record in found:
         if record.WhichOneof("record_type") == "history":
             items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
             rows.append({key: value for key, value in items.items() if not key.startswith("_")})
-    (id,) = ids
     return id, rows
 
 
