@@ -21,6 +21,7 @@ from common.config import to_yaml
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
+from common.study.command import study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -502,6 +503,28 @@ def export(
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
         _tell(loss)
     click.echo(out)
+
+
+@main.command()
+@study_options
+def study(**options: Any) -> int:
+    r"""Train the arms of a study and print what generated negatives do to the encoder.
+
+    FILE is a YAML file, or the name of one in experiments/retrieval.
+
+    \b
+    run     do the runs that are not done yet and print the table (by default)
+    report  make table and plots again from the runs that are done
+    tune    run the study's grid, ranked on the validation split
+
+    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in
+    runs/retrieval-STUDY, beside data, sets and start encoder, which are made once; every run has a folder of
+    its own. Stop it at any time: the same command goes on.
+    """
+    from causalneg.study.kind import RETRIEVAL
+    from common.study.command import run_study
+
+    return run_study(RETRIEVAL, **options)
 
 
 if __name__ == "__main__":

@@ -225,3 +225,22 @@ def fingerprint(paths: Iterable[Path]) -> str:
                 raise DataError(f"{file}: there is no such file") from None
             digest.update(f"{name if inside else ''}\0{found}\0".encode())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, on the same disk; it is removed in the end, whatever happens.
+
+    Args:
+        path: What is being made; parents are made.
+
+    Yields:
+        The folder. What killed processes left of theirs is removed, too.
+    """
+    path = path.resolve()
+    temporary = _temporary(path.with_name(f"{path.name}.scratch"))
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -373,6 +373,7 @@ def train_run(
     skip_bad: bool = False,
     report: Report = to_stderr,
     library: Library | None = None,
+    replace: bool = False,
 ) -> Record:
     """Train, evaluate, diagnose; see :func:`common.training.run.train`.
 
@@ -385,12 +386,13 @@ def train_run(
         skip_bad: Whether malformed lines are left out.
         report: Called with how many were, and with what else a user should know.
         library: What was read before, for callers that do several runs.
+        replace: Whether another run in the folder is removed instead of refused.
 
     Returns:
         The finished record, metrics under ``SPLIT/`` and ``diagnosis/``.
     """
     task = RetrievalTask(config, skip_bad=skip_bad, report=report, library=library)
-    return train(task, run_dir).record
+    return train(task, run_dir, replace=replace).record
 
 
 def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ragged | None:

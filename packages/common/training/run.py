@@ -208,7 +208,7 @@ class Run:
     trained: bool
 
 
-def train(task: Task, folder: Path | None = None) -> Run:
+def train(task: Task, folder: Path | None = None, *, replace: bool = False) -> Run:
     """Train and evaluate, resume what a stopped call left, or give what a finished run has.
 
     The folder then holds config.yaml, record.json, metrics.csv, checkpoints/ and what the task leaves there.
@@ -217,6 +217,7 @@ def train(task: Task, folder: Path | None = None) -> Run:
     Args:
         task: What is trained.
         folder: The run folder; by default the one that the settings name, or one that no other run has.
+        replace: Whether another or a damaged run in the folder is removed instead of refused.
 
     Raises:
         ConfigError: A setting is out of range, or the folder holds another run.
@@ -230,7 +231,14 @@ def train(task: Task, folder: Path | None = None) -> Run:
     folder = folder or task.config.out / (
         task.config.name or f"{task.label()}-{identity.hash}-seed{task.config.seed}"
     )
-    before = _finished(task, folder, identity)
+    try:
+        before = _finished(task, folder, identity)
+    except UserError:
+        if not replace:
+            raise
+        with locked(folder):
+            shutil.rmtree(folder)
+        before = None
     if before is not None:
         return Run(folder, before, trained=False)
     with redirect_stdout(sys.stderr):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+TESTS = Path(__file__).resolve().parents[2] / "tests"
 
 
 class Side(ABC):

@@ -1,6 +1,6 @@
 """Teach a small language model the embedded world, so that the world has a writer with a manner of its own.
 
-    python experiments/world_lm.py DATA MINED OUT [--minutes 20] [--device cpu]
+    python -m causalneg.generation.world_lm DATA MINED OUT [--minutes 20] [--device cpu]
 
 The rules write analyses, negatives and rewritten passages for the training questions of the world DATA, with
 the mined set MINED as candidates; a Qwen3 of about 11 M parameters learns these conversations from scratch,

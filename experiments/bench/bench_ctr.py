@@ -1,6 +1,7 @@
 """Training speed of every backbone, with and without LAIN, beside LongCTR's.
 
-    python experiments/bench_ctr.py [--peer CHECKOUT [--peer-python PYTHON]] [--max-length N] [--profile]
+    make bench-ctr [PEER=CHECKOUT [PEER_PYTHON=PYTHON]]
+    python experiments/bench/bench_ctr.py [--max-length N] [--profile] ...
 
 Generates data in the reczoo layout, trains on it for a bounded time and prints a table. Rows per second
 are of whole training: loading, forward, loss, backward, clipping, optimiser. Each side runs in a process
@@ -43,7 +44,7 @@ from common.errors import BackendError, ConfigError
 from common.files import atomic_folder, atomic_write
 from common.report.tables import format_number, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BACKBONES = ("din", "dien", "sim", "sdim", "twin")
 ARMS = ("base", "lain")
 ROUNDS = 3

@@ -1,6 +1,6 @@
 """Speed and memory of training, encoding and mining, beside sentence-transformers where it is installed.
 
-    python experiments/bench_retrieval.py [--turns N] [--seconds S] [--quick] [--only PART]
+    python experiments/bench/bench_retrieval.py [--turns N] [--seconds S] [--quick] [--only PART]
 
 Generates text like Wikipedia's passages in length and word frequencies, and a BERT-mini with random weights
 (4 layers, 256 wide, 4 heads, inner width 1024). Each side runs in a process of its own, so that its peak
@@ -50,7 +50,7 @@ from common.errors import BackendError
 from common.files import atomic_write
 from common.report.tables import format_number, format_seconds, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PEER = "sentence_transformers"
 THREADS = 2
 TURNS = 3

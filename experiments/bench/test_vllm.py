@@ -31,7 +31,7 @@ from typing import Any
 import click
 
 MODEL = "model"
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "packages"))
 
 from causalneg.commands import find_world, mine_set  # noqa: E402

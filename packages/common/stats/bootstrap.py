@@ -1,7 +1,8 @@
-"""Seed mean and spread, paired bootstrap over users or queries, correction for many comparisons."""
+"""Paired bootstrap over users or queries."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,36 +12,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import ndtr
 
 from common.metrics.ctr import user_auc
+from common.stats.spread import spread
 
 Values = Mapping[str, Float[np.ndarray, " resamples_plus_one"]]
 """A metric per group: first on the rows as they are, then on every resample."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation of one number over seeds.
-
-    Args:
-        mean: Mean over the seeds.
-        deviation: Sample standard deviation (n - 1); NaN for one seed.
-        seeds: How many there were.
-    """
-
-    mean: float
-    deviation: float
-    seeds: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over seeds.
-
-    Raises:
-        ValueError: There is no value.
-    """
-    if not len(values):
-        raise ValueError("the spread of no values is not defined")
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return Spread(float(np.mean(values)), deviation, len(values))
 
 
 @dataclass(frozen=True)
@@ -53,6 +28,8 @@ class Difference:
         high: Upper end of the interval.
         p: Two-sided p; 1 where the difference is exactly 0 in every resample.
         deviation: Standard deviation of the difference over seeds; NaN for one seed.
+        error: Standard error of the difference.
+        freedom: Degrees of freedom of its t distribution; infinite for a normal one.
     """
 
     mean: float
@@ -60,6 +37,8 @@ class Difference:
     high: float
     p: float
     deviation: float
+    error: float
+    freedom: float = math.inf
 
 
 class UserBootstrap:
@@ -236,24 +215,24 @@ def _draw(units: int, resamples: int, seed: int) -> Int[np.ndarray, "resamples_p
 
 
 def paired_difference(
-    ours: Sequence[Float[np.ndarray, " resamples_plus_one"]],
-    theirs: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    treated: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    reference: Sequence[Float[np.ndarray, " resamples_plus_one"]],
     *,
     confidence: float = 0.95,
 ) -> Difference | None:
     """Difference of a metric between two arms, its seeds pooled within each resample.
 
-    ``d_r = mean over seeds of (ours_r - theirs_r)``. The interval holds the middle ``confidence`` of the
-    ``d_r``; ``p = 2 Phi(-|d_0| / sd(d_r))``. The share of resamples beyond zero says the same but cannot fall
-    below 2 / resamples, which a correction for many comparisons would turn into "never significant".
+    ``d_r = mean over seeds of (treated_r - reference_r)``. The interval holds the middle ``confidence`` of
+    the ``d_r``; ``p = 2 Phi(-|d_0| / sd(d_r))``. The share of resamples beyond zero says the same but cannot
+    fall below 2 / resamples, which a correction for many comparisons would turn into "never significant".
 
     Users (or queries) are resampled, seeds are not: the interval speaks about new users, ``deviation`` about
-    new seeds.
+    new seeds. For both at once see :func:`common.stats.crossed.crossed_difference`.
 
     Args:
-        ours: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap` or
+        treated: Per seed the metric as it is, then on every resample, from one :class:`UserBootstrap` or
             :class:`MeanBootstrap`.
-        theirs: The same of the other arm, seeds in the same order.
+        reference: The same of the other arm, seeds in the same order.
         confidence: Share of resamples inside the interval.
 
     Returns:
@@ -262,37 +241,36 @@ def paired_difference(
     Raises:
         ValueError: The arms differ in seeds, or ``confidence`` is not inside (0, 1).
     """
-    if len(ours) != len(theirs) or not len(ours):
-        raise ValueError(f"both arms need the same seeds, got {len(ours)} and {len(theirs)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
-    seeds = np.stack(list(ours)) - np.stack(list(theirs))
-    pooled = seeds.mean(axis=0)
-    drawn = pooled[1:][np.isfinite(pooled[1:])]
-    if not np.isfinite(pooled[0]) or len(drawn) < 2:
+    seeds = seed_differences(treated, reference, confidence)
+    if seeds is None:
         return None
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    mean, error = float(pooled[0]), float(drawn.std(ddof=1))
+    pooled = seeds.mean(axis=0)
+    low, high = np.quantile(pooled[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    mean, error = float(pooled[0]), float(pooled[1:].std(ddof=1))
     p = float(2 * ndtr(-abs(mean) / error)) if error > 0 else float(mean == 0)
-    return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation)
+    return Difference(mean, float(low), float(high), p, spread(list(seeds[:, 0])).deviation, error)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for many comparisons: ``max over j <= i of min(1, (m - j) p_(j))``, j from 0.
-
-    Controls the chance of even one false finding, whatever the dependence between the tests.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-
-    Args:
-        p: P-values of one family of tests.
+def seed_differences(
+    treated: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    reference: Sequence[Float[np.ndarray, " resamples_plus_one"]],
+    confidence: float,
+) -> Float[np.ndarray, "seeds defined"] | None:
+    """Difference of each seed on the rows as they are, then on every resample where all seeds have one.
 
     Returns:
-        Corrected p-values in the order given.
+        The differences, or ``None`` where the metric is not defined on the rows as they are.
+
+    Raises:
+        ValueError: The arms differ in seeds, or ``confidence`` is not inside (0, 1).
     """
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty(len(values))
-    factor = len(values) - np.arange(len(values))
-    corrected[order] = np.maximum.accumulate(np.minimum(values[order] * factor, 1))
-    return [float(value) for value in corrected]
+    if len(treated) != len(reference) or not len(treated):
+        raise ValueError(f"both arms need the same seeds, got {len(treated)} and {len(reference)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
+    seeds = np.stack(list(treated)) - np.stack(list(reference))
+    defined = np.isfinite(seeds).all(axis=0)
+    if not defined[0] or defined.sum() < 3:
+        return None
+    kept: Float[np.ndarray, "seeds defined"] = seeds[:, defined]
+    return kept
