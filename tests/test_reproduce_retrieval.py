@@ -37,7 +37,9 @@ sets:
 arms:
   bm25: {sets: [{path: bm25, count: 5}]}
   dense: {sets: [{path: dense, count: 5}, {path: bm25, count: 0}]}
-  causalneg: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], loss.entropy_weight: 0.05}
+  causalneg:
+    sets: [{path: bm25, count: 4}, {path: rules, count: 1}]
+    loss.terms: [{name: entropy, weight: 0.05}]
   both-voices: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], voices: rules}
 main: [bm25, causalneg, both-voices]
 extra:
@@ -45,7 +47,7 @@ extra:
   - {backbones: [static], arms: [dense, causalneg], seeds: [0], tag: by an encoder}
 base:
   candidates: 5
-  encoder.options: {dim: 32}
+  encoder: {dim: 32}
   train: {batch_size: 8}
   diagnose: {examples: [bm25, rules], holdout: 0.2, documents: 20, every: 3}
   tracking: {wandb: disabled}

@@ -103,7 +103,6 @@ class TrainHouse(Side):
     def __init__(self, request: Mapping[str, Any]) -> None:
         from causalneg.data.schema import Example, Negative, Passage, Query
         from causalneg.encoders import load_encoder
-        from causalneg.training.config import LossConfig, OptimConfig
         from causalneg.training.data import TrainingSet
         from causalneg.training.module import RetrievalModule
 
@@ -124,9 +123,9 @@ class TrainHouse(Side):
         self._set = TrainingSet(examples, encoder, None)
         self._tokenising = (time.perf_counter() - start) / len(examples)
         self._blocks = Blocks(len(examples), request["batch_size"])
-        optim = OptimConfig(batch_size=request["batch_size"], cached=request["cached"])
-        loss = LossConfig(temperature=0.05, in_batch="documents")
-        self._module = RetrievalModule(encoder, loss=loss, optim=optim, steps=1)
+        self._module = RetrievalModule(
+            encoder, temperature=0.05, in_batch="documents", cached=request["cached"]
+        )
         self._optimizer = encoder.optimizer(lr=5e-5)
         self._passes = 4 if request["cached"] else 3
         encoder.train()

@@ -46,6 +46,9 @@ class _SearchName(click.ParamType[str]):
         return str(value)
 
 
+TRUST = click.option(
+    "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
+)
 SEARCH = click.option(
     "--index", "search", type=_SearchName(),
     help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
@@ -124,6 +127,7 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @click.option("--truth", help="Split with all true positives, to count false negatives with.")
 @click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
 @SEARCH
+@TRUST
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
@@ -149,6 +153,7 @@ def mine(
     truth: str | None,
     cache: Path | None,
     search: str | None,
+    trust_remote_code: bool,
     devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
@@ -184,7 +189,8 @@ def mine(
         return
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
-        search=search, devices=devices, seed=seed, skip_bad=skip_bad, report=_tell, progress=not quiet,
+        search=search, devices=devices, trust_remote_code=trust_remote_code, seed=seed, skip_bad=skip_bad,
+        report=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
     _say_cut(report.texts_cut)
@@ -340,16 +346,16 @@ def verify(
 @SKIP_BAD
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
 def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: bool) -> None:
-    """Train the encoder that CONFIG describes; overrides change single keys (loss.entropy_weight=0.05).
+    """Train the encoder that CONFIG describes; overrides change single keys (loss.temperature=0.02).
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.training.config import RENAMED, TrainConfig
+    from causalneg.training.config import load_train_config
     from causalneg.training.run import RetrievalTask
     from common.training.run import train as train_task
 
-    settings = load_config(TrainConfig, config, overrides, renamed=RENAMED)
+    settings = load_train_config(config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
@@ -378,6 +384,7 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     help="Documents that are the query itself are no hits.  [default: where ids coincide, as in BEIR]",
 )  # fmt: skip
 @SEARCH
+@TRUST
 @DEVICES
 @click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
 @SKIP_BAD
@@ -393,6 +400,7 @@ def evaluate(
     measures: tuple[str, ...],
     ignore_identical: bool | None,
     search: str | None,
+    trust_remote_code: bool,
     devices: tuple[str, ...],
     out: Path | None,
     skip_bad: bool,
@@ -419,8 +427,8 @@ def evaluate(
         return
     found = evaluate_splits(
         data, splits, encoder=source, search=search, depth=depth, measures=measures,
-        ignore_identical=ignore_identical, devices=devices, skip_bad=skip_bad, report=_tell,
-        progress=not quiet,
+        ignore_identical=ignore_identical, devices=devices, trust_remote_code=trust_remote_code,
+        skip_bad=skip_bad, report=_tell, progress=not quiet,
     )  # fmt: skip
     _say_cut(int(found[0].notes.get("texts_cut", 0)) if found else 0)
     for one in found:
@@ -433,9 +441,12 @@ def evaluate(
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--examples", type=FILE, multiple=True, help="Sets to measure on instead of the run's own.")
+@TRUST
 @SKIP_BAD
 @DRY_RUN
-def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: bool) -> None:
+def diagnose(
+    run: Path, examples: tuple[Path, ...], trust_remote_code: bool, skip_bad: bool, dry_run: bool
+) -> None:
     """Show whether a trained RUN scores by who wrote a text instead of by whether it is relevant.
 
     Same-document style shift, source AUC from score and embedding, mutual information of source and
@@ -446,7 +457,9 @@ def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: boo
     if dry_run:
         click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
         return
-    found = diagnose_run(run, examples=examples, skip_bad=skip_bad, report=report)
+    found = diagnose_run(
+        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=report
+    )
     trained, untrained = (one.figures() for one in found)
     rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
     click.echo(markdown_table(["measure", "trained", "untrained"], rows))
@@ -470,6 +483,7 @@ def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: boo
 )  # fmt: skip
 @click.option("--negatives", type=int, help="Keep the first so many of each query.")
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
+@TRUST
 @SKIP_BAD
 @DRY_RUN
 def export(
@@ -479,6 +493,7 @@ def export(
     given: str,
     negatives: int | None,
     data: Path | None,
+    trust_remote_code: bool,
     skip_bad: bool,
     dry_run: bool,
 ) -> None:
@@ -487,7 +502,6 @@ def export(
     Says in plain words what the other format cannot carry. --from tevatron --format own reads a set of
     Tevatron's.
     """
-    from causalneg.commands import find_encoder
     from causalneg.data import export_examples, import_examples, read_dataset
 
     if dry_run:
@@ -495,7 +509,9 @@ def export(
         click.echo(to_yaml(asked), nl=False)
         return
     if kind == "encoder":
-        find_encoder(source).export_sentence_transformers(out)
+        from causalneg.encoders import find_encoder
+
+        find_encoder(source, trust_remote_code=trust_remote_code).export_sentence_transformers(out)
         click.echo(out)
         return
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from causalneg.data import Report, read_dataset, read_examples, write_examples
 from causalneg.data import Report as Tell
-from causalneg.encoders import Encoder, load_encoder
+from causalneg.encoders import Encoder, find_encoder
 from causalneg.evaluation.evaluate import Evaluation, evaluate, evaluate_encoder
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import data_card, generate, pairs_from, preview, rewrite_examples
@@ -20,16 +20,6 @@ from causalneg.world import World
 from common.errors import DataError
 from common.files import atomic_write
 from common.metrics.retrieval import MEASURES
-
-
-def find_encoder(path: Path) -> Encoder:
-    """The encoder of a run folder, or the one that lies in the folder itself.
-
-    Raises:
-        DataError: There is none.
-    """
-    inner = path / "encoder"
-    return load_encoder(inner if inner.is_dir() else path)
 
 
 def find_world(data: Path) -> World | None:
@@ -51,6 +41,7 @@ def mine_set(
     cache: Path | None = None,
     search: str | None = None,
     devices: Sequence[str] = (),
+    trust_remote_code: bool = False,
     seed: int = 0,
     skip_bad: bool = False,
     report: Report | None = None,
@@ -68,6 +59,7 @@ def mine_set(
         cache: Folder for embeddings.
         search: Name of the search; by default BM25, or exact with an encoder.
         devices: Devices to encode on (the first) and to search on; empty: the CPU.
+        trust_remote_code: Whether code that lies in the encoder's folder may run.
         seed: Decides the random picks.
         skip_bad: Whether malformed lines are left out.
         report: Takes lines that a user should know.
@@ -75,7 +67,7 @@ def mine_set(
     """
     splits = [split, *([truth] if truth else [])]
     dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=report)
-    model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
+    model = _opened(encoder, trust_remote_code)
     if model is not None:
         place(model, devices)
     texts = [document.content for document in dataset.documents]
@@ -105,6 +97,7 @@ def evaluate_splits(
     measures: Sequence[str] = MEASURES,
     ignore_identical: bool | None = None,
     devices: Sequence[str] = (),
+    trust_remote_code: bool = False,
     skip_bad: bool = False,
     report: Report | None = None,
     progress: bool = False,
@@ -120,11 +113,12 @@ def evaluate_splits(
         measures: Names of the measures.
         ignore_identical: As for :func:`causalneg.evaluation.evaluate.evaluate`.
         devices: Devices to encode on (the first) and to search on; empty: the CPU.
+        trust_remote_code: Whether code that lies in the encoder's folder may run.
         skip_bad: Whether malformed lines are left out.
         report: Takes lines that a user should know.
         progress: Whether to show a progress bar.
     """
-    model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
+    model = _opened(encoder, trust_remote_code)
     dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=report)
     if model is not None:
         place(model, devices)
@@ -137,6 +131,12 @@ def evaluate_splits(
         searcher, dataset, splits, depth=depth, measures=measures, ignore_identical=ignore_identical,
         report=report,
     )  # fmt: skip
+
+
+def _opened(encoder: Path | Encoder | None, trust_remote_code: bool) -> Encoder | None:
+    return (
+        find_encoder(encoder, trust_remote_code=trust_remote_code) if isinstance(encoder, Path) else encoder
+    )
 
 
 def place(encoder: Encoder, devices: Sequence[str]) -> None:

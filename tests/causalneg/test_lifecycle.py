@@ -199,7 +199,7 @@ def test_published_cases_of_a_stale_run(
     shutil.copytree(case, tmp_path / "case")
     monkeypatch.chdir(tmp_path / "case")
     Path("base.yaml").write_text("data: small\n")
-    settings = ["exact=false", "diagnose.holdout=0", "encoder.options={dim: 32}"]
+    settings = ["exact=false", "diagnose.holdout=0", "encoder.dim=32"]
     settings += ["sets=[{path: v.jsonl, count: 3}]", *SMALL[1:4]]
     folders, queries = [], []
     for name in ("full", "second"):

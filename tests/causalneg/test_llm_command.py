@@ -145,7 +145,7 @@ def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
         "out": str(tmp_path / "runs"),
         "name": "run",
         "sets": [{"path": str(mined), "count": 3}, {"path": str(out), "count": 1}],
-        "encoder": {"kind": "static", "options": {"dim": 16}},
+        "encoder": {"name": "static", "dim": 16},
         "train": {"batch_size": 8},
         "fit": {"epochs": 1, "progress": False, "accelerator": "cpu"},
         "tracking": {"wandb": "disabled"},

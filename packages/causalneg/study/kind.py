@@ -44,7 +44,7 @@ class RetrievalStudies(StudyKind[RetrievalStudy, Prepared, QueryResampler]):
     area = "retrieval"
     study_class = RetrievalStudy
     config_class = TrainConfig
-    backbone_key = "encoder.kind"
+    backbone_key = "encoder.name"
     plots = PLOTS
 
     def prepare(

@@ -90,14 +90,15 @@ def prepare(
     start = None
     if study.start:
         start = out / "start"
-        own = {"sets": [], "candidates": 0, "encoder.kind": study.backbones[0]}
+        own = {"sets": [], "candidates": 0, "encoder.name": study.backbones[0]}
         settings = nested(study.base, own, study.start)
         made = {"data": print_, "config": settings}
         print_ = _once(start, made, partial(_train_start, settings, data, out), report, resume=True)
     prints = _prepare_sets(study, data, start, print_, out, workers, report)
     files = {name: _set_file(out, name) for name in study.sets}
     prints[""] = fingerprint({"trained from": print_, "mixed": study.mixed_share})
-    tests = config.load(TrainConfig, None, base=nested(study.base, {"data": "prepared"})).tests
+    given = {"data": "prepared", "encoder.name": study.backbones[0]}
+    tests = config.load(TrainConfig, None, base=nested(study.base, given)).tests
     bm25 = out / "bm25"
     searched = {"data": prints[""], "tests": tests}
     _once(bm25, searched, lambda: _search_bm25(data, mixed, tests, bm25), report)
@@ -295,7 +296,8 @@ def placed(settings: Mapping[str, Any], prepared: Prepared, cache: Path) -> dict
     if prepared.mixed is not None:
         own["mixed"] = str(prepared.mixed)
     if prepared.start is not None:
-        own["encoder"] = {"start": str(prepared.start / "encoder")}
+        settings = {key: value for key, value in settings.items() if key != "encoder"}
+        own["encoder"] = {"name": "saved", "folder": str(prepared.start / "encoder")}
     probes = settings.get("diagnose", {}).get("examples", [])
     own["diagnose"] = {"examples": [str(prepared.sets[str(name)]) for name in probes]}
     return nested(settings, own)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 from causalneg.data import Dataset, Report, passage_key, read_dataset, read_examples
 from causalneg.data.dataset import PassageKey as Key
@@ -103,8 +102,10 @@ def encoder_fingerprint(folder: Path) -> str:
     """What tells the content of an encoder's folder apart; evaluations that were left in it do not count.
 
     Args:
-        folder: The folder.
+        folder: The folder, or that of a run.
     """
+    inner = folder / "encoder"
+    folder = inner if inner.is_dir() else folder
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
     if not files:
         raise DataError(f"{folder}: there is no encoder; give the folder that one was saved in")
@@ -155,6 +156,7 @@ def open_material(
         ConfigError: Parts of the config do not fit together.
         DataError: A file cannot be read, or a query has too few negatives.
     """
+    from causalneg.training.build import make_encoder
     from causalneg.training.data import combine, held_out
 
     library = library or Library()
@@ -182,7 +184,8 @@ def open_material(
     else:
         probes = [e for e in combined if held_out(e.query.id, share)]
     voices = _voices(config.voices, examples(config.voices)) if config.voices else {}
-    return Material(dataset, kept, probes, voices, make_encoder(config, dataset))
+    encoder = make_encoder(config, [document.content for document in dataset.documents])
+    return Material(dataset, kept, probes, voices, encoder)
 
 
 def _voices(path: Path, examples: Sequence[Example]) -> dict[Key, Passage]:
@@ -195,18 +198,6 @@ def _voices(path: Path, examples: Sequence[Example]) -> dict[Key, Passage]:
     if not found:
         raise DataError(f"{path}: holds no rewritten passage; write it with generate --both-voices")
     return found
-
-
-def make_encoder(config: TrainConfig, dataset: Dataset) -> Encoder:
-    """The encoder as it starts: loaded, or made for a corpus, its weights drawn from the seed."""
-    from causalneg.encoders import build_encoder, load_encoder
-
-    own = config.encoder
-    if own.start is not None:
-        return load_encoder(own.start)
-    torch.manual_seed(config.seed)
-    texts = [d.content for d in dataset.documents]
-    return build_encoder(own.kind, {"seed": config.seed, **own.options}, texts=texts)
 
 
 class RetrievalTask(Task):
@@ -250,22 +241,23 @@ class RetrievalTask(Task):
         files |= {f"diagnose.examples[{place}]": path for place, path in enumerate(config.diagnose.examples)}
         files |= {"voices": config.voices} if config.voices else {}
         found |= {key: fingerprint([path]) for key, path in files.items()}
-        start, model = config.encoder.start, config.encoder.options.get("model")
-        if start is not None:
-            found["encoder.start"] = encoder_fingerprint(start)
-        if isinstance(model, str) and Path(model).is_dir():
-            found["encoder.options.model"] = encoder_fingerprint(Path(model))
+        options = config.encoder.options
+        folders = {f"encoder.{key}": options.get(key) for key in ("folder", "model")}
+        found |= {
+            key: encoder_fingerprint(Path(path))
+            for key, path in folders.items()
+            if path is not None and (key == "encoder.folder" or Path(path).is_dir())
+        }
         return found | ({"--skip-bad": "yes"} if self._skip_bad else {})
 
     def label(self) -> str:
-        """Kind of encoder."""
-        return self.config.encoder.kind
+        """Name of the encoder."""
+        return self.config.encoder.name
 
     def build(self, run_dir: Path) -> Training:
         """Read the data, make the encoder, and measure it untrained."""
-        from causalneg.losses import easy_negatives
+        from causalneg.training.build import make_module
         from causalneg.training.data import RetrievalData, TrainingSet, ValidatedData
-        from causalneg.training.module import RetrievalModule
 
         config = self.config
         material = open_material(config, skip_bad=self._skip_bad, report=self._report, library=self._library)
@@ -285,20 +277,18 @@ class RetrievalTask(Task):
         probe = make_probe(config, material)
         untrained = _untrained(probe, encoder, run_dir, config.cache)
         known = untrained.figures() if untrained is not None else {}
-        module = RetrievalModule(
+        module = make_module(
+            config,
             encoder,
-            loss=config.loss,
-            optim=config.train,
             steps=_steps(config, len(training)),
             validation=_validation(config, dataset) if config.valid_split else None,
-            probe=probe.figures if probe is not None and config.diagnose.every else None,
-            probe_every=config.diagnose.every,
+            probe=probe.figures if probe is not None else None,
             untrained={name: value for name, value in known.items() if math.isfinite(value)} or None,
         )
-        if config.loss.matching_weight and untrained is not None:
-            warning = easy_negatives(untrained.hardness_gap)
-            if warning is not None:
-                self._report(warning)
+        if untrained is not None:
+            for term in module.terms.values():
+                if (warning := term.warning(untrained.hardness_gap)) is not None:
+                    self._report(warning)
         encoder.train()
         self._built = _Built(dataset, encoder, training, probe, untrained)
         parameters = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -487,13 +477,19 @@ def _diagnose(trained: SourceReport, untrained: SourceReport, run_dir: Path) -> 
 
 
 def diagnose_run(
-    run_dir: Path, *, examples: Sequence[Path] = (), skip_bad: bool = False, report: Report | None = None
+    run_dir: Path,
+    *,
+    examples: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+    skip_bad: bool = False,
+    report: Report | None = None,
 ) -> tuple[SourceReport, SourceReport]:
     """Measure the source shortcut of a trained run again, on its own held-out queries or on other sets.
 
     Args:
         run_dir: The run folder; diagnosis.json in it is replaced.
         examples: Training sets to measure on instead of the run's own.
+        trust_remote_code: Whether code that lies in the folder of the run's encoder may run.
         skip_bad: Whether malformed lines are left out.
         report: Called with how many were.
 
@@ -517,7 +513,7 @@ def diagnose_run(
     probe = make_probe(config, material)
     if probe is None:
         raise ConfigError("diagnose.holdout: no query was held out of training, so nothing can be measured")
-    trained = probe.report(load_encoder(run_dir / "encoder"))
+    trained = probe.report(load_encoder(run_dir / "encoder", trust_remote_code=trust_remote_code))
     untrained = probe.report(material.encoder)
     _diagnose(trained, untrained, run_dir)
     return trained, untrained

@@ -112,7 +112,13 @@ class Study:
         for name in ("backbones", "arms", "seeds"):
             if not getattr(self, name):
                 mistakes.append(f"{name}: must not be empty")
+        if self.seeds:
+            mistakes += self._too_few_seeds(len(self.seeds))
         ConfigError.raise_if(mistakes)
+
+    def _too_few_seeds(self, seeds: int) -> list[str]:
+        crossed = self.intervals == "crossed"
+        return [f"intervals: crossed needs at least 2 seeds, got {seeds}"] if crossed and seeds < 2 else []
 
     def plan(self, seeds: int | None = None) -> list[RunSpec]:
         """All runs, the main matrix first.
@@ -124,8 +130,10 @@ class Study:
             seeds: Use seeds 0 .. ``seeds - 1`` instead of those in the file.
 
         Raises:
-            ConfigError: Two different runs would share a folder.
+            ConfigError: Two different runs would share a folder, or seeds are too few for the intervals.
         """
+        if seeds is not None:
+            ConfigError.raise_if(self._too_few_seeds(seeds))
         main = Extra(self.backbones, self.main or list(self.arms))
         return self._plan([main, *self.extra], seeds)
 
