@@ -1,15 +1,18 @@
-"""Memory: what a model takes, what the machine has, and that freed memory stays with the process."""
+"""This machine: its processor, memory and libraries, and whether a model fits into it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +21,9 @@ from common.errors import BackendError, ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1
+
+LIBRARIES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "pyarrow", "faiss-cpu")
+"""The installed libraries whose versions a record keeps; absent ones are left out."""
 
 
 @cache
@@ -99,6 +105,50 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         raise ConfigError(f"not enough memory; {advice}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this distribution and of the libraries that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("causalneg-lain", *LIBRARIES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, GPUs, and memory in bytes."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "memory": machine_memory(),
+    }
+
+
+def describe_hardware(found: Mapping[str, Any]) -> str:
+    """What :func:`hardware` found, in one line for the head of a table."""
+    parts = [
+        f"{found.get('cpu', 'processor not recorded')}",
+        f"{found.get('cores', '?')} cores",
+        f"{found.get('threads', '?')} torch threads a run",
+        *(found.get("gpu") or []),
+    ]
+    if memory := found.get("memory"):
+        parts.append(f"{memory / 2**30:.0f} GiB")
+    return ", ".join(parts)
 
 
 def peak_memory(process: int | None = None) -> int:

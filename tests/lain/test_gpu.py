@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.fit import FitConfig
+from common.training.config import FitConfig, TrackingConfig
 from lain.backbones import BACKBONES
 from lain.data.batch import Batch
 from lain.data.module import CTRData
@@ -19,7 +19,7 @@ from lain.length import LengthConfig
 from lain.model import CTRModel
 from lain.ops.recurrence import GRU, PackedSpans
 from lain.ops.spans import Spans, span_dot, span_linear, span_scatter, span_softmax, span_sum, take
-from lain.training.config import ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from lain.training.config import ModelConfig, OptimConfig, TrainConfig
 from lain.training.run import train_run
 from lain.world import WorldConfig, make_world
 

@@ -369,7 +369,9 @@ class RetrievalData(L.LightningDataModule):
         self._resume = (0, 0)
         return DataLoader(self.training, sampler=sampler, batch_size=None)
 
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch | Tensor, device: Any, dataloader_idx: int
+    ) -> Batch | Tensor:
         """Move a batch, asynchronously where its memory is pinned."""
         return batch.to(device, non_blocking=True)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from sklearn.metrics import log_loss, roc_auc_score
 
 from common.errors import DataError
 
@@ -161,6 +160,8 @@ def _auc(
         return None, "no rows"
     if positive <= 0 or not np.any(weight * (1 - label) > 0):
         return None, f"all {len(label)} rows have label {int(positive > 0)}"
+    from sklearn.metrics import roc_auc_score  # imported late: it takes two seconds
+
     order = np.argsort(score, kind="stable")  # scikit-learn sorts again, which is then cheap
     return float(roc_auc_score(label[order], score[order], sample_weight=weight[order])), ""
 
@@ -182,6 +183,8 @@ def _logloss(
 ) -> tuple[float | None, str]:
     if float(weight.sum()) <= 0:
         return None, "no rows"
+    from sklearn.metrics import log_loss  # imported late: it takes two seconds
+
     return float(log_loss(label, score, sample_weight=weight, labels=[0.0, 1.0])), ""
 
 
