@@ -35,7 +35,7 @@ from lain.world import WorldConfig, make_world
 
 STUDIES = Path(__file__).resolve().parent / "ctr"
 
-BACKBONE_KEY, SEED_KEY, DATA_KEY = "model.backbone", "seed", "data"
+BACKBONE_KEY, SEED_KEY, DATA_KEY = "model.name", "seed", "data"
 """Where the training config keeps what the matrix varies."""
 
 

@@ -88,10 +88,10 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
-    from lain.training.config import TrainConfig
+    from lain.training.config import RENAMED, TrainConfig
     from lain.training.run import open_data, run_name, train_run
 
-    settings = load_config(TrainConfig, config, overrides)
+    settings = load_config(TrainConfig, config, overrides, renamed=RENAMED)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
@@ -148,7 +148,8 @@ def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
     config, model, trained_on = load_run(run)
     other = CTRData(
         data,
-        max_length=config.model.max_length,
+        max_length=config.history.max_length,
+        columns=config.history.columns,
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,
     )

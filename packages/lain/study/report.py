@@ -254,7 +254,7 @@ def _average(runs: Sequence[Run], name: str) -> float | None:
 
 
 def _max_length(run: Run) -> int:
-    return int(run.spec.config["model"]["max_length"])
+    return int(run.spec.config["history"]["max_length"])
 
 
 def sweep_points(runs: Sequence[Run]) -> dict[tuple[str, str, str, int], Spread]:

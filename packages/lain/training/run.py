@@ -24,7 +24,8 @@ from lain.data.module import CTRData
 from lain.evaluation import diagnostics
 from lain.evaluation.predictions import predict
 from lain.model import CTRModel
-from lain.training.config import ADAM_MOMENTS, MAY_CHANGE, TrainConfig
+from lain.training.build import ADAM_MOMENTS, build_model, largest_sizes
+from lain.training.config import MAY_CHANGE, RENAMED, TrainConfig
 from lain.training.module import CTRModule
 
 
@@ -50,7 +51,7 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
     torch.manual_seed(config.seed)
     on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
     copies = 1 + ADAM_MOMENTS * on_host
-    model = config.model.build(data.store.features, config.length, copies=copies)
+    model = build_model(config, data.store.features, copies=copies)
     record = Record.start(
         config=config,
         seed=config.seed,
@@ -66,10 +67,10 @@ def train_run(config: TrainConfig, run_dir: Path) -> Record:
 
 def _lighter(config: TrainConfig) -> str:
     """What to do about a run whose batches do not fit into memory."""
-    train, model = config.train, config.model
+    train = config.train
     return (
         f"lower train.batch_size={train.batch_size}, train.eval_batch_size={train.eval_batch_size}, "
-        f"model.max_length={model.max_length} or the model's sizes: {model.largest_sizes(config.length)}"
+        f"history.max_length={config.history.max_length} or the model's sizes: {largest_sizes(config)}"
     )
 
 
@@ -160,7 +161,7 @@ def run_hash(config: TrainConfig) -> str:
 def run_name(config: TrainConfig, data: CTRData) -> str:
     """Name of the folder of a run: the one that the config gives, or one that no other run has."""
     hash = config_hash({"run": run_hash(config), "data": data.store.fingerprint})
-    return config.name or f"{config.model.backbone}-{config.length.preset}-{hash}-seed{config.seed}"
+    return config.name or f"{config.model.name}-{config.length.preset}-{hash}-seed{config.seed}"
 
 
 def open_data(config: TrainConfig) -> CTRData:
@@ -171,7 +172,8 @@ def open_data(config: TrainConfig) -> CTRData:
     """
     data = CTRData(
         config.data,
-        max_length=config.model.max_length,
+        max_length=config.history.max_length,
+        columns=config.history.columns,
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,
         seed=config.seed,
@@ -191,9 +193,9 @@ def load_run(run_dir: Path) -> tuple[TrainConfig, CTRModel, CTRData]:
     """
     if not (run_dir / "config.yaml").is_file():
         raise DataError(f"{run_dir}: not a run folder (no config.yaml); `lain train` makes one")
-    config = load_config(TrainConfig, run_dir / "config.yaml")
+    config = load_config(TrainConfig, run_dir / "config.yaml", renamed=RENAMED)
     data = open_data(config)
-    model = config.model.build(data.store.features, config.length)
+    model = build_model(config, data.store.features)
     module = CTRModule(model, config.train, config.buckets)
     best = run_dir / "checkpoints" / "best.ckpt"
     load_checkpoint(best if best.exists() else best.with_name("last.ckpt"), module)
