@@ -79,26 +79,26 @@ $(ENGINE_STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test-vllm: $(ENGINE_STAMP) ## The language model writers on real vLLM engines, on the CPU; leaves runs/test-vllm
-	$(ENGINE)/bin/python experiments/test_vllm.py
+	$(ENGINE)/bin/python experiments/bench/test_vllm.py
 
 reproduce: reproduce-retrieval reproduce-ctr ## Both, each on its embedded world
 
 reproduce-ctr: $(STAMP) ## Train the backbones with and without LAIN: table, plots, results in runs/ctr-STUDY
-	$(BIN)/python experiments/reproduce_ctr.py --study '$(STUDY)' \
+	$(BIN)/lain study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 # The study world-lm lets a language model write, on the engine's CPU build.
 reproduce-retrieval: $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP))
 reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
-	$(BIN)/python experiments/reproduce_retrieval.py --study '$(STUDY)' \
+	$(BIN)/causalneg study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
-	$(BIN)/python experiments/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \
+	$(BIN)/python experiments/bench/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \
 		$(if $(PEER_PYTHON),--peer-python '$(PEER_PYTHON)')
 
 bench-retrieval: $(STAMP) ## Speed beside sentence-transformers, into runs/bench-retrieval.json
-	$(BIN)/python experiments/bench_retrieval.py
+	$(BIN)/python experiments/bench/bench_retrieval.py
 
 clean: ## Remove the environments, caches and build artefacts; runs/ stays
 	rm -rf .venv $(ENGINE) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.metrics.ctr import ctr_metrics
-from common.study.engine import RunSpec
+from common.study.plan import RunSpec
 from common.training.record import Record
 
 BUCKETS = ("0-50", "50-100", "100-200", "200+")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import generate, pairs_from, rewrite_examples

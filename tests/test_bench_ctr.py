@@ -17,12 +17,12 @@ import pytest
 from lain.data.store import Store
 from lain.formats import prepare
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+BENCH = Path(__file__).resolve().parents[1] / "experiments" / "bench"
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_ctr", EXPERIMENTS / "bench_ctr.py")
+    spec = importlib.util.spec_from_file_location("bench_ctr", BENCH / "bench_ctr.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,8 +104,8 @@ def test_table_says_that_the_peers_batches_are_smaller(bench: ModuleType) -> Non
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXPERIMENTS / "bench_ctr.py"), *map(str, arguments)]
-    packages = str(EXPERIMENTS.parent / "packages")
+    command = [sys.executable, str(BENCH / "bench_ctr.py"), *map(str, arguments)]
+    packages = str(BENCH.parent / "packages")
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": packages})
 
 

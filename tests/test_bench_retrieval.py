@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from causalneg.data.formats import read_dataset
+from causalneg.data import read_dataset
 from causalneg.encoders import load_encoder
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+BENCH = Path(__file__).resolve().parents[1] / "experiments" / "bench"
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -221,8 +221,8 @@ def test_mining_finds_negatives(worker: ModuleType, sizes: Any, files: Any) -> N
 @pytest.mark.slow
 def test_quick_run_writes_the_figures(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    command = [sys.executable, str(EXPERIMENTS / "bench_retrieval.py"), "--quick", "--out", str(out)]
-    packages = str(EXPERIMENTS.parent / "packages")
+    command = [sys.executable, str(BENCH / "bench_retrieval.py"), "--quick", "--out", str(out)]
+    packages = str(BENCH.parent / "packages")
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": packages})
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())

@@ -1,25 +1,27 @@
-"""The study script: a whole study on stand-ins for training, its mistakes, and the real command."""
+"""Click-through studies: a whole one on stand-ins for training, its mistakes, and the real command."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.image import imread
 
+from common.config import load
 from common.errors import ConfigError, DataError
-from common.study.engine import Study
+from common.study.command import find_study
+from common.study.kind import Head
+from common.study.plan import Study
+from common.study.results import complete, reproduce, resolve, write_results
 from fake_train import simulate
-from lain.study.report import Head
+from lain.study.data import PreparedCTR, prepare_data
+from lain.study.kind import CTR
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "experiments" / "reproduce_ctr.py"
 
 TINY = """
 name: tiny
@@ -39,31 +41,30 @@ extra:
 """
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return importlib.import_module("reproduce_ctr")
-
-
 def section(table: str, title: str) -> list[list[str]]:
     """Cells of the table under a heading, without head and rule."""
     lines = table.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def test_a_whole_study(script: Any, tmp_path: Path) -> None:
+def quiet(line: str) -> None:
+    assert "\n" not in line
+
+
+def test_a_whole_study(tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
-    study, out = Study.load(path), tmp_path / "out"
-    printed: list[str] = []
+    study, out = load(Study, path), tmp_path / "out"
     plan = study.plan()
-    head = Head(study.name, study.description, "the command", "a world", len({s.key for s in plan}), 2)
+    head = Head(study.name, study.description, "the command", len({s.key for s in plan}), 2)
+    prepared = PreparedCTR(tmp_path, "a world", "fingerprint")
 
-    def reproduce() -> int:
-        code = script.reproduce(study, out=out, worker=simulate, plan=plan, head=head, echo=printed.append)
-        return int(code)
+    def run() -> str | None:
+        table, failures = reproduce(CTR, study, prepared, plan, out, head, worker=simulate, report=quiet)
+        assert failures == []
+        return table
 
-    assert reproduce() == 0
+    printed = run()
     # 2 backbones x 3 arms, twin's loglength, and a sweep whose 200s are in the main matrix already.
     trained = 2 * (2 * 3 + 1 + 2 * 2)
     assert len((out / "calls.txt").read_text().split()) == trained
@@ -78,7 +79,7 @@ def test_a_whole_study(script: Any, tmp_path: Path) -> None:
     )
 
     table = (out / "table.md").read_text()
-    assert printed == [table]
+    assert printed == table
     overview = section(table, "lain minus base, AUC x 100")
     assert [row[0] for row in overview] == ["din", "twin"]
     for _, _, below_50, _, below_100, _, above in overview:
@@ -135,56 +136,59 @@ def test_a_whole_study(script: Any, tmp_path: Path) -> None:
 
     # The second call trains nothing, makes nothing and prints the same.
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    assert reproduce() == 0
+    assert run() == table
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
-    assert printed == [table, table]
 
     # Predictions on other rows are no pair.
     moved = out / "din-lain-0" / "predictions" / "test.parquet"
     moved.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"test\.parquet: cannot be read"):
-        script.write_results(study, plan, out, head, again=True)
+        write_results(CTR, study, prepared, plan, out, head, report=quiet, again=True)
 
 
-def test_studies_of_the_house_are_valid(script: Any) -> None:
+def test_the_studies_of_this_repository_are_valid(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repo)
     for name in ("world", "kuairand", "movielens"):
-        study = script.find_study(name)
+        study = find_study(CTR, name)
         plan = study.plan()
         assert {run.backbone for run in plan} == {"din", "dien", "sim", "sdim", "twin"}
         assert {run.seed for run in plan} == {0, 1, 2}
         assert all(run.arm.startswith(run.config["length"]["preset"]) for run in plan)
-        resolved = script.resolve(plan, "f")
+        resolved = complete(resolve(CTR, plan), lambda config: "f")
         assert {run.config["model"]["name"] for run in resolved} == {run.backbone for run in plan}
         assert len({run.hash for run in resolved}) == len({run.key for run in resolved})
-    assert len({run.key for run in script.find_study("world").plan(seeds=1)}) == 5 * 3 + 10 + 2 * 5
+    assert len({run.key for run in find_study(CTR, "world").plan(seeds=1)}) == 5 * 3 + 10 + 2 * 5
 
 
-def test_mistakes_in_settings_show_before_anything_runs(script: Any, tmp_path: Path) -> None:
+def test_mistakes_in_settings_show_before_anything_runs(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("name: s\nbackbones: [twn]\nseeds: [0]\narms: {base: {head.hiden: [2]}}\n")
     with pytest.raises(ConfigError) as found:
-        script.resolve(script.find_study(str(path)).plan(), "f")
+        resolve(CTR, find_study(CTR, str(path)).plan())
     assert "did you mean 'twin'" in str(found.value)
     assert "did you mean 'head.hidden'" in str(found.value)
 
 
-def test_unknown_study_and_missing_source(script: Any, tmp_path: Path) -> None:
+def test_unknown_study_and_missing_source(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repo)
     with pytest.raises(DataError, match="no study 'wrld'; did you mean 'world'"):
-        script.find_study("wrld")
+        find_study(CTR, "wrld")
     (tmp_path / "ratings.csv").touch()
     with pytest.raises(
         DataError, match=r"no movies\.csv; get MovieLens .*grouplens.* put ratings\.csv, movies\.csv"
     ):
-        script.prepare_data({"format": "movielens"}, tmp_path, tmp_path / "data")
-    with pytest.raises(DataError, match=r"data\.format: 'kuairnd' .*did you mean 'kuairand'"):
-        script.prepare_data({"format": "kuairnd"}, None, tmp_path)
+        prepare_data({"format": "movielens"}, tmp_path, tmp_path / "data", quiet)
+    with pytest.raises(ConfigError, match=r"data\.format: 'kuairnd' .*did you mean 'kuairand'"):
+        prepare_data({"format": "kuairnd"}, None, tmp_path, quiet)
     assert not (tmp_path / "data").exists()
 
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT / "packages"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, "-m", "lain.cli", "study", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -194,7 +198,7 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_says_which_files_are_missing(tmp_path: Path) -> None:
-    found = command("--study", "kuairand", "--data", "nowhere", folder=tmp_path)
+    found = command(str(ROOT / "experiments/ctr/kuairand.yaml"), "--data", "nowhere", folder=tmp_path)
     assert found.returncode == 2
     assert found.stdout == ""
     assert found.stderr.count("\n") == 1
@@ -210,7 +214,7 @@ def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
     base = f"base: {{{size}, fit: {{epochs: 1, progress: false}}, tracking: {{wandb: disabled}}}}\n"
     data = "data: {format: world, users: 120, rows: 2000, valid_rows: 400, test_per_bucket: 200, seed: 1}\n"
     path.write_text(TINY.split("base: {history", maxsplit=1)[0] + base + data)
-    first = command("--study", str(path), "--seeds", "1", folder=tmp_path)
+    first = command(str(path), "--seeds", "1", folder=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "ctr-tiny"
     rows = json.loads((out / "results.json").read_text())["rows"]
@@ -226,10 +230,10 @@ def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
         assert (out / "din-lain-0" / name).is_file()
     assert {path.name for path in out.rglob("*.ckpt")} == {"best.ckpt"}
 
-    again = command("--study", str(path), "--seeds", "1", folder=tmp_path)
+    again = command(str(path), "--seeds", "1", folder=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
 
     (out / "twin-lain-0" / "record.json").unlink()
-    third = command("--study", str(path), "--seeds", "1", folder=tmp_path)
+    third = command(str(path), "--seeds", "1", folder=tmp_path)
     assert third.returncode == 0
     assert "1 runs to do, 5 already done" in third.stderr

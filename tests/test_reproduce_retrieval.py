@@ -1,23 +1,25 @@
-"""The retrieval study script: a whole tiny study for real, its mistakes, and the second call."""
+"""Retrieval studies: a whole tiny one for real, its mistakes, and the second call."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
+from causalneg.cli import main
+from causalneg.study.kind import RETRIEVAL
+from causalneg.study.prepare import Prepared
 from common.errors import UserError
+from common.study.command import find_study
+from common.study.results import complete, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "experiments" / "reproduce_retrieval.py"
 
 TINY = """
 name: tiny
@@ -35,7 +37,9 @@ sets:
 arms:
   bm25: {sets: [{path: bm25, count: 5}]}
   dense: {sets: [{path: dense, count: 5}, {path: bm25, count: 0}]}
-  causalneg: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], loss.entropy_weight: 0.05}
+  causalneg:
+    sets: [{path: bm25, count: 4}, {path: rules, count: 1}]
+    loss.terms: [{name: entropy, weight: 0.05}]
   both-voices: {sets: [{path: bm25, count: 4}, {path: rules, count: 1}], voices: rules}
 main: [bm25, causalneg, both-voices]
 extra:
@@ -43,7 +47,7 @@ extra:
   - {backbones: [static], arms: [dense, causalneg], seeds: [0], tag: by an encoder}
 base:
   candidates: 5
-  encoder.options: {dim: 32}
+  encoder: {dim: 32}
   train: {batch_size: 8}
   diagnose: {examples: [bm25, rules], holdout: 0.2, documents: 20, every: 3}
   tracking: {wandb: disabled}
@@ -53,7 +57,7 @@ base:
 
 def reproduce(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, "-m", "causalneg.cli", "study", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "packages")},
         capture_output=True,
@@ -69,21 +73,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return importlib.import_module("reproduce_retrieval")
-
-
-def inside(script: Any, *arguments: object) -> Result:
+def inside(*arguments: object) -> Result:
     """The command in this process; mistakes are left as exceptions."""
-    return CliRunner().invoke(script.command, [str(a) for a in arguments])
+    return CliRunner().invoke(main, ["study", *map(str, arguments)], standalone_mode=False)
 
 
 @pytest.mark.slow
 def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = reproduce("--study", study, "--out", out)
+    first = reproduce(study, "--out", out)
     assert first.returncode == 0, first.stderr
     results = json.loads((out / "results.json").read_text())
     assert results["study"] == "tiny"
@@ -105,7 +103,7 @@ def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path:
         assert imread(out / plot).ndim == 3
     assert not list(out.rglob("*.ckpt"))  # the weights lie in encoder/
     times = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
-    second = reproduce("--study", study, "--out", out)
+    second = reproduce(study, "--out", out)
     assert second.returncode == 0
     assert second.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == times
@@ -123,7 +121,7 @@ def test_a_model_that_the_study_teaches_writes_a_set(tmp_path: Path) -> None:
     text = before.replace("seeds: [0, 1]", "seeds: [0]").replace("reference: bm25", "reference: some")
     text += f"{sets}teach: {{from: bm25, minutes: 0.1, device: cpu}}\narms:\n{arms}{base}"
     study.write_text(text)
-    done = reproduce("--study", study, "--out", out)
+    done = reproduce(study, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "written kept" in done.stdout  # the set has its line in the table, with its shares by truth
     assert len((out / "sets" / "some.jsonl").read_text().splitlines()) == 12
@@ -131,30 +129,30 @@ def test_a_model_that_the_study_teaches_writes_a_set(tmp_path: Path) -> None:
     assert lesson["lesson"]["minutes"] == 0.1
     assert not list(out.glob(".world-lm.*.state"))
     journal = (out / "sets" / "model.journal").read_text()
-    again = reproduce("--study", study, "--out", out)
+    again = reproduce(study, "--out", out)
     assert again.stdout == done.stdout
     assert (out / "sets" / "model.journal").read_text() == journal
     study.write_text(text.replace("batch: 12}", "batch: 12, engine: nowhere}"))
-    wrong = reproduce("--study", study, "--out", out)
+    wrong = reproduce(study, "--out", out)
     assert wrong.returncode == 2
     assert "sets.model.engine: there is no" in wrong.stderr
 
 
-def test_the_plan_is_shown_without_doing_it(script: Any, study: Path, tmp_path: Path) -> None:
-    shown = inside(script, "--study", study, "--out", tmp_path / "out", "--dry-run")
+def test_the_plan_is_shown_without_doing_it(study: Path, tmp_path: Path) -> None:
+    shown = inside(study, "--out", tmp_path / "out", "--dry-run")
     assert shown.exit_code == 0, shown.output
     assert shown.output.count("# static-") == 3 * 2 + 2 + 2
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_done_again_when_what_it_reads_changes(script: Any, study: Path, tmp_path: Path) -> None:
-    loaded = script.find_study(str(study))
+def test_a_run_is_done_again_when_what_it_reads_changes(study: Path, tmp_path: Path) -> None:
+    loaded = find_study(RETRIEVAL, str(study))
     plan = loaded.plan()
 
     def hashes(**prints: str) -> dict[tuple[str, str], str]:
         made = {"": "data", "bm25": "a", "dense": "b", "rules": "c"} | prints
-        prepared = script.Prepared(tmp_path, None, {}, None, made)
-        return {(s.arm, s.key): s.hash for s in script.resolve(loaded, plan, prepared)}
+        prepared = Prepared(tmp_path, None, {}, None, made)
+        return {(s.arm, s.key): s.hash for s in complete(resolve(RETRIEVAL, plan), prepared.fingerprint)}
 
     def changed(**prints: str) -> set[str]:
         new = hashes(**prints)
@@ -185,26 +183,26 @@ def test_a_run_is_done_again_when_what_it_reads_changes(script: Any, study: Path
         ("start: {", "teach: {from: bm25, minutes: 0}\nstart: {", "minutes: must be above 0"),
     ],
 )
-def test_mistakes_show_before_anything_is_made(
-    script: Any, tmp_path: Path, old: str, new: str, message: str
-) -> None:
+def test_mistakes_show_before_anything_is_made(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in TINY
     path = tmp_path / "wrong.yaml"
     path.write_text(TINY.replace(old, new))
-    done = inside(script, "--study", path, "--out", tmp_path / "out")
+    done = inside(path, "--out", tmp_path / "out")
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 
-def test_real_data_that_is_missing_is_said_with_what_to_put_where(script: Any, tmp_path: Path) -> None:
-    done = inside(script, "--study", "wiki-mix", "--data", tmp_path / "none", "--out", tmp_path / "out")
+def test_real_data_that_is_missing_is_said_with_what_to_put_where(tmp_path: Path) -> None:
+    done = inside(
+        ROOT / "experiments/retrieval/wiki-mix.yaml", "--data", tmp_path / "none", "--out", tmp_path / "out"
+    )
     assert "corpus.jsonl, queries.jsonl, qrels/train.tsv" in str(done.exception)
     assert "--data" in str(done.exception)
 
 
 def test_a_mistake_is_one_line_and_exit_code_2() -> None:
-    done = reproduce("--study", "wrld")
+    done = reproduce("wrld")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis
+from causalneg.generation import world_lm
 from causalneg.generation.backends import make_writer
 from causalneg.generation.model_pipeline import generate_with_model
 from causalneg.generation.pipeline import pairs_from
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewritten
-from causalneg.llm.chat import ChatRequest, read_answer
+from causalneg.llm.chat import ChatRequest, Message, read_answer
 from causalneg.llm.tiny_model import train_tokenizer
 from causalneg.llm.transformers_local import TransformersBackend
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.world import World, WorldConfig, make_world
-
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def world_lm() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("world_lm", EXPERIMENTS / "world_lm.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["world_lm"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +41,7 @@ def pairs(data: Path) -> list[Pair]:
     return pairs_from(read_examples(data / "mined.jsonl")[:16], dataset, candidates=2)
 
 
-def test_it_learns_the_conversations_that_it_will_hold(
-    world_lm: ModuleType, data: Path, pairs: list[Pair]
-) -> None:
+def test_it_learns_the_conversations_that_it_will_hold(data: Path, pairs: list[Pair]) -> None:
     dataset = read_dataset(data / "world", splits=[])
     prompts = Prompts(limits=Limits(candidates=2))
     rules = make_writer("rules", dataset, world=World.open(data / "world"))
@@ -82,12 +66,12 @@ def test_it_learns_the_conversations_that_it_will_hold(
         assert isinstance(read_answer(messages[2].content, Rewritten)[0], Rewritten)
 
 
-def test_a_sample_is_what_the_chat_template_writes(world_lm: ModuleType, pairs: list[Pair]) -> None:
+def test_a_sample_is_what_the_chat_template_writes(pairs: list[Pair]) -> None:
     prompts = Prompts()
     messages = list(prompts.analysis(pairs[0].query, pairs[0].positive))
     tokenizer = train_tokenizer([m.content for m in messages], vocabulary=400)
     tokenizer.chat_template = world_lm.TEMPLATE
-    answer = world_lm.Message("assistant", '{"a": "b"}')
+    answer = Message("assistant", '{"a": "b"}')
     sample = world_lm.tokenize(tokenizer, [*messages, answer])
     turns = [{"role": m.role, "content": m.content} for m in (*messages, answer)]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -105,12 +89,13 @@ def test_a_short_lesson_gives_a_model_that_every_backend_can_load(data: Path, pa
     out = data / "model"
     command = [
         sys.executable,
-        str(EXPERIMENTS / "world_lm.py"),
+        "-m",
+        "causalneg.generation.world_lm",
         str(data / "world"),
         str(data / "mined.jsonl"),
     ]
     command += [str(out), "--minutes", "0.3", "--tokens", "2048"]
-    environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent / "packages")}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "packages")}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     facts = json.loads((out / "world-lm.json").read_text())
     assert 8e6 < facts["parameters"] < 12e6

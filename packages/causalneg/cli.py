@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from causalneg.data.formats import FORMATS
+from causalneg.data import FORMATS
 from causalneg.model_commands import (
     MODEL_BACKENDS,
     generate_model_set,
@@ -18,8 +18,10 @@ from causalneg.model_commands import (
 from common.cli import Group
 from common.config import load as load_config
 from common.config import to_yaml
-from common.errors import ConfigError
+from common.errors import ConfigError, suggest
+from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
+from common.study.command import study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -27,9 +29,29 @@ PATH = click.Path(path_type=Path)
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
-INDEX = click.option(
-    "--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact", show_default=True,
-    help="How embeddings are searched.",
+
+
+class _SearchName(click.ParamType[str]):
+    """The name of a search; the registry is imported when one is given, for it brings faiss along."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from causalneg.search import SEARCHERS
+
+        if value not in SEARCHERS:
+            self.fail(
+                f"'{value}' is not one of {', '.join(SEARCHERS)}{suggest(value, SEARCHERS)}", param, ctx
+            )
+        return str(value)
+
+
+TRUST = click.option(
+    "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
+)
+SEARCH = click.option(
+    "--index", "search", type=_SearchName(),
+    help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
 )  # fmt: skip
 DEVICES = click.option(
     "--device", "devices", multiple=True,
@@ -104,7 +126,8 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @click.option("--distinct", type=float, help="The same between the negatives of one query.")
 @click.option("--truth", help="Split with all true positives, to count false negatives with.")
 @click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
-@INDEX
+@SEARCH
+@TRUST
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
@@ -129,7 +152,8 @@ def mine(
     distinct: float | None,
     truth: str | None,
     cache: Path | None,
-    index: Literal["exact", "hnsw", "ivf"],
+    search: str | None,
+    trust_remote_code: bool,
     devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
@@ -143,7 +167,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
-    from causalneg.mining.mining import MiningRules
+    from causalneg.mining import MiningRules
 
     chosen = {
         "count": count,
@@ -165,7 +189,8 @@ def mine(
         return
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
-        index=index, devices=devices, seed=seed, skip_bad=skip_bad, tell=_tell, progress=not quiet,
+        search=search, devices=devices, trust_remote_code=trust_remote_code, seed=seed, skip_bad=skip_bad,
+        report=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
     _say_cut(report.texts_cut)
@@ -321,19 +346,19 @@ def verify(
 @SKIP_BAD
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
 def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: bool) -> None:
-    """Train the encoder that CONFIG describes; overrides change single keys (loss.entropy_weight=0.05).
+    """Train the encoder that CONFIG describes; overrides change single keys (loss.temperature=0.02).
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.training.config import TrainConfig, run_hash
+    from causalneg.training.config import load_train_config, run_hash
     from causalneg.training.run import train_run
 
-    settings = load_config(TrainConfig, config, overrides)
+    settings = load_train_config(config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    name = settings.name or f"{settings.encoder.kind}-{run_hash(settings)}-seed{settings.seed}"
+    name = settings.name or f"{settings.encoder.name}-{run_hash(settings)}-seed{settings.seed}"
     run_dir = settings.out / name
     record = train_run(settings, run_dir, skip_bad=skip_bad, tell=_tell)
     _say_cut(record.notes["texts_cut"])
@@ -349,7 +374,16 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
 @click.option("--encoder", type=FOLDER, help="An encoder or Hugging Face folder instead of a RUN.")
 @click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
 @click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
-@INDEX
+@click.option(
+    "--measure", "measures", multiple=True, default=MEASURES, show_default=True,
+    help="Such as ndcg@10, recall@100, mrr@10, map, precision@5, success@1; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--ignore-identical/--keep-identical", default=None,
+    help="Documents that are the query itself are no hits.  [default: where ids coincide, as in BEIR]",
+)  # fmt: skip
+@SEARCH
+@TRUST
 @DEVICES
 @click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
 @SKIP_BAD
@@ -362,7 +396,10 @@ def evaluate(
     encoder: Path | None,
     bm25: bool,
     depth: int,
-    index: Literal["exact", "hnsw", "ivf"],
+    measures: tuple[str, ...],
+    ignore_identical: bool | None,
+    search: str | None,
+    trust_remote_code: bool,
     devices: tuple[str, ...],
     out: Path | None,
     skip_bad: bool,
@@ -373,29 +410,26 @@ def evaluate(
 
     Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
     """
-    from causalneg.commands import find_encoder, place, searching
-    from causalneg.data.formats import read_dataset
-    from causalneg.evaluation.evaluate import evaluate_bm25, evaluate_encoder
+    from causalneg.commands import evaluate_splits
 
     chosen = [x for x in (run, encoder, bm25 or None) if x is not None]
-    if len(chosen) != 1:
+    if len(chosen) != 1 and not (search and not chosen):
         raise ConfigError("evaluate: name one of a RUN, --encoder PATH or --bm25")
-    home = out or run or encoder or Path("runs") / "bm25"
+    search = search or ("bm25" if bm25 else "exact")
+    source = run or encoder
+    home = out or source or Path("runs") / search
+    for measure in measures:
+        parse_measure(measure)
     if dry_run:
-        asked = {"data": data, "splits": list(splits), "depth": depth, "index": index, "out": home / "eval"}
-        click.echo(to_yaml({"retriever": "bm25" if bm25 else run or encoder, **asked}), nl=False)
+        asked = {"data": data, "splits": list(splits), "depth": depth, "index": search, "out": home / "eval"}
+        click.echo(to_yaml({"retriever": source or search, **asked}), nl=False)
         return
-    model = None if bm25 else find_encoder(run or encoder or Path())
-    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=_tell)
-    if model is None:
-        found = evaluate_bm25(dataset, splits, depth=depth)
-    else:
-        place(model, devices)
-        found = evaluate_encoder(
-            model, dataset, splits, depth=depth, index=index, devices=searching(index, devices),
-            progress=not quiet,
-        )  # fmt: skip
-    _say_cut(model.cut if model is not None else 0)
+    found = evaluate_splits(
+        data, splits, encoder=source, search=search, depth=depth, measures=measures,
+        ignore_identical=ignore_identical, devices=devices, trust_remote_code=trust_remote_code,
+        skip_bad=skip_bad, report=_tell, progress=not quiet,
+    )  # fmt: skip
+    _say_cut(int(found[0].notes.get("texts_cut", 0)) if found else 0)
     for one in found:
         folder = one.save(home / "eval")
         rows = [[name, f"{value:.4f}"] for name, value in one.metrics.mean.items()]
@@ -406,9 +440,12 @@ def evaluate(
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--examples", type=FILE, multiple=True, help="Sets to measure on instead of the run's own.")
+@TRUST
 @SKIP_BAD
 @DRY_RUN
-def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: bool) -> None:
+def diagnose(
+    run: Path, examples: tuple[Path, ...], trust_remote_code: bool, skip_bad: bool, dry_run: bool
+) -> None:
     """Show whether a trained RUN scores by who wrote a text instead of by whether it is relevant.
 
     Same-document style shift, source AUC from score and embedding, mutual information of source and
@@ -419,7 +456,9 @@ def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: boo
     if dry_run:
         click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
         return
-    reports = diagnose_run(run, examples=examples, skip_bad=skip_bad, tell=_tell)
+    reports = diagnose_run(
+        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, tell=_tell
+    )
     trained, untrained = (report.figures() for report in reports)
     rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
     click.echo(markdown_table(["measure", "trained", "untrained"], rows))
@@ -443,6 +482,7 @@ def diagnose(run: Path, examples: tuple[Path, ...], skip_bad: bool, dry_run: boo
 )  # fmt: skip
 @click.option("--negatives", type=int, help="Keep the first so many of each query.")
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
+@TRUST
 @SKIP_BAD
 @DRY_RUN
 def export(
@@ -452,6 +492,7 @@ def export(
     given: str,
     negatives: int | None,
     data: Path | None,
+    trust_remote_code: bool,
     skip_bad: bool,
     dry_run: bool,
 ) -> None:
@@ -460,15 +501,16 @@ def export(
     Says in plain words what the other format cannot carry. --from tevatron --format own reads a set of
     Tevatron's.
     """
-    from causalneg.commands import find_encoder
-    from causalneg.data.formats import export_examples, import_examples, read_dataset
+    from causalneg.data import export_examples, import_examples, read_dataset
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}
         click.echo(to_yaml(asked), nl=False)
         return
     if kind == "encoder":
-        find_encoder(source).export_sentence_transformers(out)
+        from causalneg.encoders import find_encoder
+
+        find_encoder(source, trust_remote_code=trust_remote_code).export_sentence_transformers(out)
         click.echo(out)
         return
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None
@@ -476,6 +518,28 @@ def export(
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
         _tell(loss)
     click.echo(out)
+
+
+@main.command()
+@study_options
+def study(**options: Any) -> int:
+    r"""Train the arms of a study and print what generated negatives do to the encoder.
+
+    FILE is a YAML file, or the name of one in experiments/retrieval.
+
+    \b
+    run     do the runs that are not done yet and print the table (by default)
+    report  make table and plots again from the runs that are done
+    tune    run the study's grid, ranked on the validation split
+
+    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in
+    runs/retrieval-STUDY, beside data, sets and start encoder, which are made once; every run has a folder of
+    its own. Stop it at any time: the same command goes on.
+    """
+    from causalneg.study.kind import RETRIEVAL
+    from common.study.command import run_study
+
+    return run_study(RETRIEVAL, **options)
 
 
 if __name__ == "__main__":

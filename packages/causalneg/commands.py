@@ -7,42 +7,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
-from causalneg.data.formats import Dataset, read_dataset, read_examples, write_examples
-from causalneg.data.formats import Report as Tell
-from causalneg.encoders import Encoder, encode, load_encoder
-from causalneg.evaluation.evaluate import tokenize
+from causalneg.data import Report, read_dataset, read_examples, write_examples
+from causalneg.data import Report as Tell
+from causalneg.encoders import Encoder, find_encoder
+from causalneg.evaluation.evaluate import Evaluation, evaluate, evaluate_encoder
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import data_card, generate, pairs_from, preview, rewrite_examples
 from causalneg.generation.verification.heuristics import verify
-from causalneg.mining.mining import (
-    Candidates,
-    MiningReport,
-    MiningRules,
-    cached_embeddings,
-    candidates_bm25,
-    candidates_dense,
-)
-from causalneg.mining.mining import mine as mine_rules
-from causalneg.search.search import Index, check_device
+from causalneg.mining import MiningReport, MiningRules, find_candidates, mine
+from causalneg.search import SEARCHERS, Collection, check_device, unmatched_warning
 from causalneg.world import World
 from common.errors import DataError
 from common.files import atomic_write
-
-TOKENIZED = 16_384
-"""Texts whose tokens are in memory at a time where only their number matters."""
-
-
-def find_encoder(path: Path) -> Encoder:
-    """The encoder of a run folder, or the one that lies in the folder itself.
-
-    Raises:
-        DataError: There is none.
-    """
-    inner = path / "encoder"
-    return load_encoder(inner if inner.is_dir() else path)
+from common.metrics.retrieval import MEASURES
 
 
 def find_world(data: Path) -> World | None:
@@ -62,11 +39,12 @@ def mine_set(
     encoder: Path | Encoder | None = None,
     truth: str | None = None,
     cache: Path | None = None,
-    index: Index = "exact",
+    search: str | None = None,
     devices: Sequence[str] = (),
+    trust_remote_code: bool = False,
     seed: int = 0,
     skip_bad: bool = False,
-    tell: Tell | None = None,
+    report: Report | None = None,
     progress: bool = False,
 ) -> MiningReport:
     """Mine a training set into a JSONL file, with its report beside it.
@@ -79,47 +57,86 @@ def mine_set(
         encoder: Encoder, or folder of one, to mine with; None mines with BM25.
         truth: Split with all true positives, to count the false negatives with.
         cache: Folder for embeddings.
-        index: How the encoder's documents are searched: ``exact``, ``hnsw`` or ``ivf``.
+        search: Name of the search; by default BM25, or exact with an encoder.
         devices: Devices to encode on (the first) and to search on; empty: the CPU.
+        trust_remote_code: Whether code that lies in the encoder's folder may run.
         seed: Decides the random picks.
         skip_bad: Whether malformed lines are left out.
-        tell: Told how many were.
+        report: Takes lines that a user should know.
         progress: Whether to show a progress bar.
     """
     splits = [split, *([truth] if truth else [])]
-    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=tell)
-    if encoder is None:
-        backend, found, cut = "bm25", candidates_bm25(dataset, split, rules.depth), 0
-    else:
-        model = find_encoder(encoder) if isinstance(encoder, Path) else encoder
-        found = _found_by(model, dataset, split, rules.depth, cache, index, devices, progress)
-        backend, cut = "dense", model.cut
-        del model  # neither it nor the embeddings are needed from here on
-    judged = dataset.qrels[truth] if truth else None
-    examples, report = mine_rules(dataset, split, found, rules, backend=backend, seed=seed, truth=judged)
-    report = dataclasses.replace(report, texts_cut=cut)
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=report)
+    model = _opened(encoder, trust_remote_code)
+    if model is not None:
+        place(model, devices)
+    texts = [document.content for document in dataset.documents]
+    collection = Collection.encoded(texts, model, cache=cache, devices=devices, progress=progress)
+    searcher = SEARCHERS[search or ("bm25" if model is None else "exact")](collection)
+    found = find_candidates(searcher, dataset, split, rules.depth)
+    warning = unmatched_warning(searcher, found.rows)
+    if warning is not None and report is not None:
+        report(f"{dataset.name} {split}: {warning}")
+    backend, cut = searcher.backend, 0 if model is None else model.cut
+    del model, collection, searcher  # neither encoder nor embeddings are needed from here on
+    judged = dataset.judged(truth) if truth else None
+    examples, mined = mine(dataset, split, found, rules, backend=backend, seed=seed, truth=judged)
+    mined = dataclasses.replace(mined, texts_cut=cut)
     write_examples(out, examples)
-    atomic_write(beside(out, ".report.json"), report.to_json() + "\n")
-    return report
+    atomic_write(beside(out, ".report.json"), mined.to_json() + "\n")
+    return mined
 
 
-def _found_by(
-    encoder: Encoder,
-    dataset: Dataset,
-    split: str,
-    depth: int,
-    cache: Path | None,
-    index: Index,
-    devices: Sequence[str],
-    progress: bool,
-) -> Candidates:
-    """What an encoder finds for the queries of a split."""
-    place(encoder, devices)
-    texts = [query.text for query in dataset.split_queries(split)]
-    queries = encode(encoder, encoder.tokenize(texts, query=True), query=True)
-    documents = corpus_embeddings(encoder, dataset, cache=cache, progress=progress)
-    spread = searching(index, devices)
-    return candidates_dense(dataset, split, queries, documents, depth, index=index, devices=spread)
+def evaluate_splits(
+    data: Path,
+    splits: Sequence[str],
+    *,
+    encoder: Path | Encoder | None = None,
+    search: str = "bm25",
+    depth: int = 100,
+    measures: Sequence[str] = MEASURES,
+    ignore_identical: bool | None = None,
+    devices: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    skip_bad: bool = False,
+    report: Report | None = None,
+    progress: bool = False,
+) -> list[Evaluation]:
+    """Rank the corpus of a data set for the queries of its splits.
+
+    Args:
+        data: The data set.
+        splits: Splits of its judgements.
+        encoder: Encoder, or folder of one or of a run; None for a search of texts.
+        search: Name of the search.
+        depth: Documents kept per query.
+        measures: Names of the measures.
+        ignore_identical: As for :func:`causalneg.evaluation.evaluate.evaluate`.
+        devices: Devices to encode on (the first) and to search on; empty: the CPU.
+        trust_remote_code: Whether code that lies in the encoder's folder may run.
+        skip_bad: Whether malformed lines are left out.
+        report: Takes lines that a user should know.
+        progress: Whether to show a progress bar.
+    """
+    model = _opened(encoder, trust_remote_code)
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=report)
+    if model is not None:
+        place(model, devices)
+        return evaluate_encoder(
+            model, dataset, splits, search=search, depth=depth, measures=measures,
+            ignore_identical=ignore_identical, devices=devices, progress=progress, report=report,
+        )  # fmt: skip
+    searcher = SEARCHERS[search](Collection([document.content for document in dataset.documents]))
+    return evaluate(
+        searcher, dataset, splits, depth=depth, measures=measures, ignore_identical=ignore_identical,
+        report=report,
+    )  # fmt: skip
+
+
+def _opened(encoder: Path | Encoder | None, trust_remote_code: bool) -> Encoder | None:
+    return (
+        find_encoder(encoder, trust_remote_code=trust_remote_code) if isinstance(encoder, Path) else encoder
+    )
 
 
 def place(encoder: Encoder, devices: Sequence[str]) -> None:
@@ -132,31 +149,6 @@ def place(encoder: Encoder, devices: Sequence[str]) -> None:
     found = [check_device(name) for name in devices]
     if found:
         encoder.to(found[0])
-
-
-def searching(index: Index, devices: Sequence[str]) -> Sequence[str]:
-    """The devices that an index is spread over; a graph stays on the CPU."""
-    return () if index == "hnsw" else devices
-
-
-def corpus_embeddings(
-    encoder: Encoder, dataset: Dataset, *, cache: Path | None = None, progress: bool = False
-) -> Float32[np.ndarray, "documents dim"]:
-    """Embeddings of a corpus; with a cache only texts that it has not seen are encoded."""
-    texts = [d.content for d in dataset.documents]
-    if cache is None:
-        return encode(encoder, tokenize(encoder, texts, query=False), query=False, progress=progress)
-    encoded: set[str] = set()
-
-    def vectors(some: list[str]) -> Float32[np.ndarray, "some dim"]:
-        encoded.update(some)
-        return encode(encoder, encoder.tokenize(some, query=False), query=False, progress=progress)
-
-    found = cached_embeddings(vectors, texts, cache, encoder.fingerprint, encoder.dim)
-    known = [text for text in texts if text not in encoded]
-    for start in range(0, len(known), TOKENIZED):  # so that what is cut is counted in these too
-        encoder.tokenize(known[start : start + TOKENIZED], query=False)
-    return found
 
 
 def generate_set(

@@ -13,7 +13,7 @@ from common.config import load
 from common.errors import DataError
 
 if TYPE_CHECKING:
-    from causalneg.data.formats import Report
+    from causalneg.data import Report
     from causalneg.data.schema import Example
     from causalneg.generation.model_set import ModelSettings
 
@@ -107,7 +107,7 @@ def generate_model_set(
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
     from causalneg.commands import find_world
-    from causalneg.data.formats import read_dataset, read_examples
+    from causalneg.data import read_dataset, read_examples
     from causalneg.generation.model_set import preview_prompts, write_model_set
 
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=tell)
@@ -161,7 +161,7 @@ def judge_set(
         DataError: The input cannot be read, or the journal is open elsewhere or cannot be written.
     """
     from causalneg.commands import beside, find_world
-    from causalneg.data.formats import read_dataset, read_examples, write_examples
+    from causalneg.data import read_dataset, read_examples, write_examples
     from causalneg.generation.model_set import review_set
     from causalneg.generation.verification.heuristics import verify
 

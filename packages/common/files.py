@@ -132,3 +132,22 @@ def fill_once(path: Path, fill: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, on the same disk; it is removed in the end, whatever happens.
+
+    Args:
+        path: What is being made; parents are made.
+
+    Yields:
+        The folder. What killed processes left of theirs is removed, too.
+    """
+    path = path.resolve()
+    temporary = _temporary(path.with_name(f"{path.name}.scratch"))
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

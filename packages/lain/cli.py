@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from common.config import load as load_config
 from common.config import to_yaml
 from common.errors import ConfigError
 from common.report.tables import markdown_table
+from common.study.command import study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -55,24 +57,36 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 
 
 @main.command()
-@click.argument("format", metavar="[reczoo|kuairand|movielens]")
+@click.argument("format")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER)
-@click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (reczoo).")
+@click.argument("out", type=FOLDER, required=False)
+@click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
+@click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress lines.")
-def prepare(format: str, source: Path, out: Path, schema: Path | None, quiet: bool) -> None:
-    r"""Turn a public or private data set in SOURCE into a prepared one in OUT.
+def prepare(
+    format: str, source: Path, out: Path | None, schema: Path | None, propose: bool, quiet: bool
+) -> None:
+    r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
 
     \b
-    reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema that says
-               which columns are what (see the README for an example)
+    log        CSV, TSV or Parquet of events (one file, a folder, a pattern in quotes), and a --schema that
+               says which columns are what; --propose prints one from the files
+    reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema
     kuairand   val/test.parquet, user_sequences, item_features, user_features
     movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
 
-    Everything streams: memory does not grow with the number of rows.
+    Everything streams: memory does not grow with the number of rows. What looks like a leak is reported.
     """
     from lain.formats import prepare as prepare_format
+    from lain.formats.log.propose import propose as propose_schema
 
+    if propose:
+        if format != "log" or out is not None:
+            raise click.UsageError("--propose is for: lain prepare log SOURCE --propose")
+        click.echo(propose_schema(source), nl=False)
+        return
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
     prepare_format(format, source, out, schema=schema, progress=not quiet)
     click.echo(out)
 
@@ -204,6 +218,28 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+@main.command()
+@study_options
+def study(**options: Any) -> int:
+    r"""Train the arms of a study and print how they differ by history length.
+
+    FILE is a YAML file, or the name of one in experiments/ctr.
+
+    \b
+    run     do the runs that are not done yet and print the table (by default)
+    report  make table and plots again from the runs that are done
+    tune    run the study's grid, ranked on the validation rows
+
+    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in runs/ctr-STUDY,
+    where every run has a folder of its own; the prepared data set lies in data/ beside it. Stop it at any
+    time: the same command goes on.
+    """
+    from common.study.command import run_study
+    from lain.study.kind import CTR
+
+    return run_study(CTR, **options)
 
 
 if __name__ == "__main__":

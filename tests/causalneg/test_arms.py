@@ -7,22 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from causalneg.losses import TERMS
 from causalneg.study.arms import check_arms
 from causalneg.training.config import LossConfig, OptimConfig, SetConfig, TrainConfig
 from common.errors import ConfigError
 
-MINED = TrainConfig(data=Path("data"), sets=[SetConfig(Path("bm25.jsonl"), 18)], candidates=18)
+MINED = TrainConfig(data=Path("data"), sets=[SetConfig(path=Path("bm25.jsonl"), count=18)], candidates=18)
+
+
+ENTROPY = LossConfig(terms=[TERMS.component("entropy", weight=0.05)])
+MATCHING = LossConfig(terms=[TERMS.component("matching", distance="energy")])
 
 
 def test_negatives_regulariser_and_seed_may_differ() -> None:
-    mixed = [SetConfig(Path("bm25.jsonl"), 15), SetConfig(Path("rules.jsonl"), 3)]
+    mixed = [SetConfig(path=Path("bm25.jsonl"), count=15), SetConfig(path=Path("rules.jsonl"), count=3)]
     check_arms(
         {
-            "in-batch": replace(MINED, candidates=0, sets=[SetConfig(Path("bm25.jsonl"))], loss=batch()),
-            "naive-only": replace(MINED, candidates=0, sets=[SetConfig(Path("naive.jsonl"), 3)]),
+            "in-batch": replace(MINED, candidates=0, sets=[SetConfig(path=Path("bm25.jsonl"))], loss=batch()),
+            "naive-only": replace(MINED, candidates=0, sets=[SetConfig(path=Path("naive.jsonl"), count=3)]),
             "mined": MINED,
-            "causalneg": replace(MINED, sets=mixed, loss=LossConfig(entropy_weight=0.05), seed=1),
-            "matching": replace(MINED, sets=mixed, loss=LossConfig(matching_weight=1.0, matching="energy")),
+            "causalneg": replace(MINED, sets=mixed, loss=ENTROPY, seed=1),
+            "matching": replace(
+                MINED, sets=mixed, loss=LossConfig(terms=[TERMS.component("matching", distance="energy")])
+            ),
             "both voices": replace(MINED, sets=mixed, voices=Path("voices.jsonl"), name="voices"),
         }
     )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset, passage_key
 from causalneg.data.schema import Document, Example, Negative, Passage, Query
 from causalneg.encoders import Encoder, build_encoder
-from causalneg.training.data import Batch, Shuffled, TrainingSet, combine, held_out, passage_key
+from causalneg.training.data import Batch, Shuffled, TrainingSet, combine, held_out
 from common.errors import DataError
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon", "sea", "hill")

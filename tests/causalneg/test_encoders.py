@@ -228,8 +228,8 @@ def test_options_of_build_are_checked_together() -> None:
     with pytest.raises(ConfigError) as caught:
         build_encoder("small", {"widht": 8, "head": 2}, texts=CORPUS)
     assert caught.value.messages == (
-        "encoder 'small' has no option 'widht'; did you mean 'width'?",
-        "encoder 'small' has no option 'head'; did you mean 'heads'?",
+        "encoder 'small' has no setting 'widht'; did you mean 'width'?",
+        "encoder 'small' has no setting 'head'; did you mean 'heads'?",
     )
     with pytest.raises(
         ConfigError, match="encoder 'small': width must be a multiple of the heads, got 10 and 4"
@@ -261,7 +261,7 @@ def test_a_folder_without_an_encoder_is_named(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
         ({"causalneg_encoder": "big"}, "unknown kind of encoder 'big'"),
-        ({"causalneg_encoder": None}, "says nothing of a kind of encoder"),
+        ({"causalneg_encoder": None}, "does not name a kind of encoder"),
         ({"height": 3}, "does not describe an encoder"),
         ({"width": 32}, "does not hold this encoder's weights"),
     ):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data import Dataset, read_dataset
 from causalneg.data.schema import Document, Query
 from causalneg.encoders import build_encoder
-from causalneg.evaluation.evaluate import evaluate_bm25, evaluate_encoder, evaluate_views, tokenize
+from causalneg.encoders.cache import tokenize
+from causalneg.evaluation.evaluate import evaluate, evaluate_bm25, evaluate_encoder, evaluate_views
+from causalneg.search import SEARCHERS, Collection
 from common.metrics.retrieval import read_trec
 
 TEXTS = {
@@ -117,3 +120,70 @@ def test_bm25_on_real_text(shared: Path) -> None:
     data = read_dataset(shared / "data" / "retrieval" / "beir-nfcorpus", splits=["test"])
     (found,) = evaluate_bm25(data, ["test"])
     assert found.metrics.mean["ndcg@10"] > 0.30
+
+
+def arguments() -> Dataset:
+    """Queries that are documents too, as in ArguAna: each is answered by another document."""
+    texts = {
+        "a1": "school uniforms make pupils equal and save money",
+        "a2": "uniforms save no money and pupils dislike school uniforms",
+        "b1": "cars should pay to enter the city for cleaner air",
+        "b2": "cars that pay to enter the city do not clean the air",
+        "c": "Cars should pay  to enter the city for cleaner air",
+    }
+    documents = [Document(id=id, text=text) for id, text in texts.items()]
+    queries = {id: Query(id=id, text=texts[id]) for id in ("a1", "b1")}
+    return Dataset(Path("arguments"), documents, queries, {"test": {"a1": {"a2": 1}, "b1": {"b2": 1}}})
+
+
+def test_a_document_that_is_the_query_itself_is_no_hit() -> None:
+    data, lines = arguments(), []  # type: tuple[Dataset, list[str]]
+    searcher = SEARCHERS["bm25"](Collection([d.content for d in data.documents]))
+    (found,) = evaluate(searcher, data, ["test"], depth=2, report=lines.append)
+    assert found.metrics.mean["mrr@10"] == 1.0
+    assert list(found.run["b1"]) == ["b2"]  # neither b1 nor c, which says the same
+    assert found.notes["identical_left_out"] == 3
+    assert lines == [
+        "arguments test: 3 hits that are the query itself do not count (--keep-identical counts them)"
+    ]
+    (counted,) = evaluate(searcher, data, ["test"], ignore_identical=False)
+    assert counted.metrics.mean["mrr@10"] < 0.6
+    # Where a document with the id of the query answers it, ids coincide by accident.
+    data.qrels["test"]["a1"]["a1"] = 1
+    (answered,) = evaluate(searcher, data, ["test"])
+    assert next(iter(answered.run["a1"])) == "a1"
+
+
+def test_without_shared_ids_all_documents_count() -> None:
+    data = arguments()
+    queries = {f"q{id}": Query(id=f"q{id}", text=query.text) for id, query in data.queries.items()}
+    other = Dataset(data.path, data.documents, queries, {"test": {"qa1": {"a2": 1}, "qb1": {"b2": 1}}})
+    searcher = SEARCHERS["bm25"](Collection([d.content for d in data.documents]))
+    (found,) = evaluate(searcher, other, ["test"])
+    assert next(iter(found.run["qa1"])) == "a1"
+    (without,) = evaluate(searcher, other, ["test"], ignore_identical=True)
+    assert next(iter(without.run["qa1"])) == "a2"
+
+
+def test_queries_that_match_nothing_are_reported() -> None:
+    texts = ["床前明月光 疑是地上霜。", "黄山为三山五岳中三山之一。五岳归来不看山。"]
+    data = Dataset(
+        Path("poems"),
+        [Document(id=f"d{row}", text=text) for row, text in enumerate(texts)],
+        {f"q{at}": Query(id=f"q{at}", text=text) for at, text in enumerate(["明月", "爬黄山"])},
+        {"test": {"q0": {"d0": 1}, "q1": {"d1": 1}}},
+    )
+    lines: list[str] = []
+    evaluate(SEARCHERS["bm25"](Collection(texts)), data, ["test"], report=lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith("poems test: 2 of 2 queries match no document at all: BM25 matches runs of")
+    assert "(Chinese, Japanese, Thai)" in lines[0]
+
+
+def test_a_positive_that_the_corpus_lacks_counts_as_missed() -> None:
+    data = dataset()
+    missing = {"test": {"q0": {"d0": 1}, "q1": {"gone": 1}, "q2": {"d3": 1, "gone": 1}}}
+    searcher = SEARCHERS["bm25"](Collection(list(TEXTS.values())))
+    (found,) = evaluate(searcher, Dataset(data.path, data.documents, data.queries, missing), ["test"])
+    assert found.metrics.per_query["recall@10"] == {"q0": 1.0, "q1": 0.0, "q2": 0.5}
+    assert found.metrics.per_query["ndcg@10"]["q2"] == pytest.approx(1 / (1 + 1 / math.log2(3)))

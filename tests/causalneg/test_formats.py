@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.data.formats import (
+from causalneg.data import (
     FORMATS,
     Dataset,
     export_examples,
@@ -163,7 +163,7 @@ def test_skipping_keeps_the_others(tmp_path: Path) -> None:
     assert [d.id for d in kept.documents] == ["d1", "d2", "3", "d4"]
     assert kept.document("d1").text == "A red animal."
     path = tmp_path / "corpus.jsonl"
-    left = f"{path}: left out 2 lines, kept 1 document by the title (first: line 4: is not JSON (Expecting"
+    left = f"{path}: left out 2 lines, kept 1 line as far as possible (first: line 4: is not JSON (Expecting"
     assert [line[: len(left)] for line in said] == [left]
 
 
@@ -225,7 +225,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         read_dataset(folder(tmp_path, corpus_jsonl=[]))
 
 
-@pytest.mark.parametrize("header", ["q1\td1\t1", "query-id corpus-id score", "query_id\tcorpus_id\tscore"])
+@pytest.mark.parametrize("header", ["q1\td1\tgood", "query-id corpus-id score", "score\tcorpus-id\tquery-id"])
 def test_wrong_headers(tmp_path: Path, header: str) -> None:
     rows = [header, *GOOD["qrels/train.tsv"][1:]]
     for skip_bad in (False, True):
@@ -235,6 +235,44 @@ def test_wrong_headers(tmp_path: Path, header: str) -> None:
             read_dataset(folder(tmp_path, qrels__train_tsv=rows), skip_bad=skip_bad)
     with pytest.raises(DataError, match=r"train.tsv: empty"):
         read_dataset(folder(tmp_path, qrels__train_tsv=[""]))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["q2\td2\t2", "q1\td1\t1", "q1\td2\t0", "q1\t3\t-1"],
+        ["query_id\tcorpus_id\tscore", "q2\td2\t2.0", "q1\td1\t1.", "q1\td2\t0", "q1\t3\t-1.0"],
+        ["q2\t0\td2\t2", "q1\t0\td1\t1", "q1\t0\td2\t0", "q1\t0\t3\t-1"],
+    ],
+    ids=["no-header", "another-header-and-floats", "trec"],
+)
+def test_other_qrels_files_say_the_same(tmp_path: Path, rows: list[str]) -> None:
+    data = read_dataset(folder(tmp_path, qrels__train_tsv=rows), splits=["train"])
+    assert data.qrels["train"] == {"q2": {"d2": 2}, "q1": {"d1": 1, "d2": 0, "3": -1}}
+    assert data.positives("train") == {"q2": ["d2"], "q1": ["d1"]}
+
+
+@pytest.mark.parametrize("id", ["a b", "a\tb", " a", "a\n", "a\u00a0b", "a\u2028b"])
+def test_ids_that_no_run_file_can_hold_are_refused_at_reading(tmp_path: Path, id: str) -> None:
+    for name, line in (("corpus.jsonl", 2), ("queries.jsonl", 2)):
+        path = folder(tmp_path / name, **changed(name, line, json.dumps({"_id": id, "text": "x"})))
+        with pytest.raises(DataError) as error:
+            read_dataset(path, splits=[])
+        assert len(error.value.messages) == 1
+        assert f"{name}:{line}: " in str(error.value)
+        assert f"id {id!r} has a blank, a tab or a line break" in str(error.value)
+
+
+def test_a_skipped_positive_stays_in_the_denominator(tmp_path: Path) -> None:
+    """Skipping the document that answers must not make a system look better."""
+    reports: list[str] = []
+    path = folder(tmp_path, **changed("corpus.jsonl", 2, "{"))
+    data = read_dataset(path, splits=["train"], skip_bad=True, report=reports.append)
+    assert data.judged("train") == {"q2": {"d2": 2}, "q1": {"d1": 1, "d2": 0, "3": -1}}
+    assert [query.id for query in data.judged_queries("train")] == ["q2", "q1"]
+    assert data.positives("train") == {"q1": ["d1"]}  # there is nothing to train on or to mine for q2
+    assert [query.id for query in data.split_queries("train")] == ["q1"]
+    assert "1 document id in 2 rows unknown to corpus.jsonl: 'd2'" in reports[-1]
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
@@ -251,9 +289,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 FULL = TEXT.filter(lambda text: text.strip() != "")
-IDS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r"), min_size=1, max_size=6).filter(
-    lambda id: id.strip() != ""
-)
+IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(lambda id: id.split() == [id])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | TEXT,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
@@ -296,7 +332,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     cases: list[tuple[list[Document], list[Query], dict[str, Any], str]] = [
         ([document, document], [], {}, "document id 'd' is there twice"),
         ([document], [query, query], {}, "query id 'q' is there twice"),
-        ([Document(id="a\tb", text="x")], [], {}, "no tab and no line break"),
+        ([Document(id="a\tb", text="x")], [], {}, "has a blank, a tab or a line break"),
         ([document], [query], {"train": {"q": {"e": 1}}}, "query 'q' or document 'e' is unknown"),
         ([document], [query], {"../x": {}}, "split '../x'"),
     ]

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data import Dataset, read_dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import (

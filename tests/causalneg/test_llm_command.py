@@ -23,11 +23,11 @@ from click.testing import CliRunner, Result
 
 from causalneg.cli import main
 from causalneg.commands import mine_set
-from causalneg.data.formats import read_dataset, read_examples
+from causalneg.data import read_dataset, read_examples
 from causalneg.generation.journal import Journal, read_totals
 from causalneg.generation.model_set import weights_digest
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer
-from causalneg.mining.mining import MiningRules
+from causalneg.mining import MiningRules
 from causalneg.world import WorldConfig, make_world
 from fault_server import MODEL, FaultServer
 
@@ -145,7 +145,7 @@ def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
         "out": str(tmp_path / "runs"),
         "name": "run",
         "sets": [{"path": str(mined), "count": 3}, {"path": str(out), "count": 1}],
-        "encoder": {"kind": "static", "options": {"dim": 16}},
+        "encoder": {"name": "static", "dim": 16},
         "train": {"batch_size": 8},
         "fit": {"epochs": 1, "progress": False, "accelerator": "cpu"},
         "tracking": {"wandb": "disabled"},

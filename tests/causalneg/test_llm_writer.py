@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from causalneg.data.formats import Dataset, read_dataset, read_examples, write_dataset
+from causalneg.data import Dataset, read_dataset, read_examples, write_dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
 from causalneg.generation.journal import Journal
 from causalneg.generation.model_pipeline import generate_with_model, open_journal, status

@@ -19,17 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from causalneg.data.formats import Dataset, read_dataset, write_dataset, write_examples
+from causalneg.data import Dataset, read_dataset, write_dataset, write_examples
 from causalneg.data.schema import Document, Example, Query
-from causalneg.mining.mining import (
-    Candidates,
-    MiningRules,
-    Shingles,
-    cached_embeddings,
-    candidates_bm25,
-    candidates_dense,
-    mine,
-)
+from causalneg.encoders.cache import cached_embeddings
+from causalneg.mining import Candidates, MiningRules, Shingles, find_candidates, mine
+from causalneg.search import BM25, Collection, ExactSearcher
 from common.errors import ConfigError, DataError
 from common.ragged import Ragged
 
@@ -40,6 +34,20 @@ def data(texts: Sequence[str], questions: Sequence[str], positives: Sequence[Seq
     queries = {f"q{at}": Query(id=f"q{at}", text=text) for at, text in enumerate(questions)}
     qrels = {f"q{at}": {f"d{row}": 1 for row in rows} for at, rows in enumerate(positives)}
     return Dataset(Path("made"), documents, queries, {"train": qrels})
+
+
+def candidates_bm25(dataset: Dataset, split: str, depth: int) -> Candidates:
+    """What BM25 finds."""
+    return find_candidates(BM25([d.content for d in dataset.documents]), dataset, split, depth)
+
+
+def candidates_dense(
+    dataset: Dataset, split: str, queries: np.ndarray, documents: np.ndarray, depth: int
+) -> Candidates:
+    """What an exact search of given embeddings finds."""
+    texts = [document.content for document in dataset.documents]
+    collection = Collection(texts, documents=lambda: documents, queries=lambda asked: queries)
+    return find_candidates(ExactSearcher(collection), dataset, split, depth)
 
 
 def sequences(text: str) -> set[tuple[str, ...]]:
@@ -285,6 +293,18 @@ def test_rules_are_checked(wrong: dict[str, float], line: str) -> None:
         MiningRules(**wrong)  # type: ignore[arg-type]
 
 
+def test_the_query_itself_is_no_candidate() -> None:
+    """By its id, or by its text, for case and white space."""
+    dataset = data(["red fox den", "Red  fox den", "red fox", "red"], ["red fox den"], [[2]])
+    own = Query(id="d3", text="red fox den")
+    dataset.queries["d3"] = own
+    dataset.qrels["train"]["d3"] = {"d2": 1}
+    found = candidates_bm25(dataset, "train", 4)
+    examples, report = mine(dataset, "train", found, MiningRules(depth=4, near_duplicate=None))
+    assert taken(examples) == [[("d3", 4)], []]
+    assert report.excluded["the query itself"] == 5
+
+
 def test_report(tmp_path: Path) -> None:
     dataset = data(["same text here", "same text here", "a b c d e f", "b c d e f g", "z"], ["same b"], [[2]])
     vectors = np.array([[5], [4], [6], [3], [2]], np.float32)
@@ -293,7 +313,7 @@ def test_report(tmp_path: Path) -> None:
     examples, report = mine(dataset, "train", found, rules, seed=7, truth={"q0": {"d4": 1}})
     assert taken(examples) == [[("d0", 2), ("d1", 3), ("d4", 5)]]
     assert {negative.seed for negative in examples[0].negatives} == {7}
-    assert report.excluded == {"known positive": 1, "near-duplicate of a positive": 1}
+    assert report.excluded == {"known positive": 1, "the query itself": 0, "near-duplicate of a positive": 1}
     assert (report.documents, report.duplicates, report.positives_found) == (3, 1, 1.0)
     assert (report.false_negatives, report.false_negative_rate) == (1, 1 / 3)
     assert json.loads(report.to_json())["false_negative_rate"] == 1 / 3
@@ -333,8 +353,12 @@ def test_other_machines_mine_the_same(tmp_path: Path) -> None:
         "import sys",
         "from pathlib import Path",
         "import numpy as np",
-        "from causalneg.data.formats import read_dataset, write_examples",
-        "from causalneg.mining.mining import MiningRules, candidates_bm25, candidates_dense, mine",
+        "from causalneg.data import read_dataset, write_examples",
+        "from causalneg.mining import Candidates, MiningRules, find_candidates, mine",
+        "from causalneg.search import BM25, Collection, ExactSearcher",
+        "from causalneg.data import Dataset",
+        inspect.getsource(candidates_bm25),
+        inspect.getsource(candidates_dense),
         script,
         "mine_all(Path(sys.argv[1]), Path(sys.argv[2]))",
     ]

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from causalneg.data.formats import read_dataset
-from causalneg.search.search import BM25, as_run, pair_scores, search
+from causalneg.data import read_dataset
+from causalneg.search import BM25, approximate_search, as_run, exact_search, pair_scores
 from common.errors import BackendError, ConfigError, DataError
 from common.metrics.retrieval import retrieval_metrics
 
@@ -57,7 +57,7 @@ def test_exact_is_brute_force_with_many_ties(
 ) -> None:
     """Most scores are equal here, so which of them are found is all that can go wrong."""
     queries, documents = pair
-    scores, rows = search(queries, documents, k, block=block, devices=devices)
+    scores, rows = exact_search(queries, documents, k, block=block, devices=devices)
     expected_scores, expected_rows = brute(queries, documents, k)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -72,7 +72,7 @@ def test_exact_is_brute_force_among_near_duplicates() -> None:
     expected = brute(queries, documents, 20)
     for block in (50, 600):
         for given_as in (documents, np.asfortranarray(documents)):
-            found = search(queries, given_as, 20, block=block)
+            found = exact_search(queries, given_as, 20, block=block)
             np.testing.assert_array_equal(found[1], expected[1])
             np.testing.assert_array_equal(found[0], expected[0])
 
@@ -81,11 +81,11 @@ def test_exact_is_brute_force_among_near_duplicates() -> None:
 def test_lower_precision_elsewhere_changes_nothing(block: int) -> None:
     rng = np.random.default_rng(1)
     queries, documents = unit(rng, 40, 32), unit(rng, 3000, 32)
-    expected = search(queries, documents, 10)
+    expected = exact_search(queries, documents, 10)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        found = search(queries, documents, 10, block=block)
+        found = exact_search(queries, documents, 10, block=block)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -99,16 +99,16 @@ def test_memory_mapped_halves_and_large_k(tmp_path: Path) -> None:
     np.save(tmp_path / "documents.npy", documents)
     mapped = np.load(tmp_path / "documents.npy", mmap_mode="r")
     queries = unit(rng, 3, 8)
-    scores, rows = search(queries, mapped, 100)
+    scores, rows = exact_search(queries, mapped, 100)
     assert scores.shape == rows.shape == (3, 30)
     np.testing.assert_array_equal(rows, brute(queries, documents, 30)[1])
-    assert search(queries[:0], mapped, 4)[1].shape == (0, 4)
+    assert exact_search(queries[:0], mapped, 4)[1].shape == (0, 4)
 
 
 def test_pair_scores_are_the_scores_of_search() -> None:
     rng = np.random.default_rng(3)
     queries, documents = unit(rng, 7, 48), unit(rng, 200, 48)
-    scores, rows = search(queries, documents, 9)
+    scores, rows = exact_search(queries, documents, 9)
     query = np.repeat(np.arange(7), 9)
     np.testing.assert_array_equal(pair_scores(queries, documents, query, rows.ravel()), scores.ravel())
 
@@ -118,14 +118,14 @@ def test_approximate_finds_most(index: Any) -> None:
     rng = np.random.default_rng(4)
     documents = unit(rng, 3000, 8) * np.float32(1e6)
     queries = unit(rng, 50, 8)
-    scores, rows = search(queries, documents, 10, index=index, effort=24)
-    exact_scores, exact_rows = search(queries, documents, 10)
+    scores, rows = approximate_search(queries, documents, 10, index=index, effort=24)
+    exact_scores, exact_rows = exact_search(queries, documents, 10)
     overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact_rows, strict=True)])
     assert overlap > 0.9
     same = rows == exact_rows
     np.testing.assert_array_equal(scores[same], exact_scores[same])
     assert (np.diff(scores, axis=1) <= 0).all()
-    all_of_it = search(queries, documents, 10, index=index, effort=3000)
+    all_of_it = approximate_search(queries, documents, 10, index=index, effort=3000)
     np.testing.assert_array_equal(all_of_it[0][:, 0], exact_scores[:, 0])
 
 
@@ -135,35 +135,35 @@ def test_what_is_wrong_is_named() -> None:
         broken = documents.copy()
         broken[7, 1] = bad
         with pytest.raises(DataError, match=rf"document embedding in row 7 is not finite \({bad}\)"):
-            search(queries, broken, 1, block=2)
+            exact_search(queries, broken, 1, block=2)
         with pytest.raises(DataError, match="query embedding in row 7"):
-            search(broken, documents, 1)
+            exact_search(broken, documents, 1)
     with pytest.raises(DataError, match="queries have 3 dimensions, documents 4"):
-        search(queries, np.zeros((9, 4), np.float32), 1)
+        exact_search(queries, np.zeros((9, 4), np.float32), 1)
     with pytest.raises(DataError, match="no documents"):
-        search(queries, documents[:0], 1)
+        exact_search(queries, documents[:0], 1)
     for name in ("k", "block", "effort"):
-        numbers = {"k": 1, "block": 1, "effort": 1} | {name: 0}
+        numbers: dict[str, Any] = {"k": 1, "block": 1, "effort": 1} | {name: 0}
         with pytest.raises(ConfigError, match=f"{name} must be 1 or more, got 0"):
-            search(queries, documents, numbers["k"], block=numbers["block"], effort=numbers["effort"])
+            approximate_search(queries, documents, numbers.pop("k"), index="ivf", **numbers)
     with pytest.raises(ConfigError, match="device 'gpu' is not known"):
-        search(queries, documents, 1, devices=("gpu",))
+        exact_search(queries, documents, 1, devices=("gpu",))
     with pytest.raises(ConfigError, match="hnsw runs on the CPU only"):
-        search(queries, documents, 1, index="hnsw", devices=("cuda:0",))
+        approximate_search(queries, documents, 1, index="hnsw", devices=("cuda:0",))
 
 
 def test_huge_numbers_are_no_mistake() -> None:
     documents = np.full((5, 4), 1e18, dtype=np.float32) * np.arange(5, dtype=np.float32)[:, None]
-    assert search(np.ones((1, 4), np.float32), documents, 2)[1].tolist() == [[4, 3]]
+    assert exact_search(np.ones((1, 4), np.float32), documents, 2)[1].tolist() == [[4, 3]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_named() -> None:
     vectors = np.ones((2, 3), np.float32)
     with pytest.raises(BackendError, match="this machine has 0 GPUs"):
-        search(vectors, vectors, 1, devices=("cuda:0",))
+        exact_search(vectors, vectors, 1, devices=("cuda:0",))
     with pytest.raises(BackendError, match="faiss"):
-        search(vectors, vectors, 1, index="ivf", devices=("cuda:0",))
+        approximate_search(vectors, vectors, 1, index="ivf", devices=("cuda:0",))
 
 
 @pytest.mark.gpu
@@ -171,26 +171,26 @@ def test_gpus_find_what_the_cpu_finds() -> None:
     rng = np.random.default_rng(5)
     queries, documents = unit(rng, 100, 64), unit(rng, 20_000, 64)
     devices = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
-    expected = search(queries, documents, 50)
-    found = search(queries, documents, 50, devices=devices, block=3000)
+    expected = exact_search(queries, documents, 50)
+    found = exact_search(queries, documents, 50, devices=devices, block=3000)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-    approximate = search(queries, documents, 50, index="ivf", effort=100_000, devices=devices)
+    approximate = approximate_search(queries, documents, 50, index="ivf", effort=100_000, devices=devices)
     assert (approximate[1] == expected[1]).mean() > 0.95
 
 
 MEMORY = """
 import resource, sys
 import numpy as np
-from causalneg.search.search import search
+from causalneg.search import exact_search
 rows, limit = int(sys.argv[2]), int(sys.argv[3])
 documents = np.load(sys.argv[1], mmap_mode="r")[:rows]
 queries = np.ascontiguousarray(documents[:100])
-search(queries[:2], documents[:4096], 5, block=4096)  # what the libraries take themselves
+exact_search(queries[:2], documents[:4096], 5, block=4096)  # what the libraries take themselves
 with open("/proc/self/status") as status:
     held = next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (held + limit, held + limit))
-scores, found = search(queries, documents, 5, block=4096)
+scores, found = exact_search(queries, documents, 5, block=4096)
 assert (found[:, 0] == np.arange(100)).all()
 """
 
@@ -213,14 +213,14 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
 MILLION = """
 import resource
 import numpy as np
-from causalneg.search.search import search
+from causalneg.search import exact_search
 documents = np.empty((1_000_000, 512), dtype=np.float32)
 draw = np.random.default_rng(0)
 for start in range(0, len(documents), 10_000):
     rows = draw.standard_normal((10_000, 512), dtype=np.float32)
     documents[start : start + 10_000] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 queries = documents[::5_000].copy()
-scores, found = search(queries, documents, 100)
+scores, found = exact_search(queries, documents, 100)
 assert (found[:, 0] == np.arange(200) * 5_000).all()
 assert (np.diff(scores) <= 0).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data import Dataset, read_dataset
 from causalneg.data.schema import Example, Facet, Negative, Passage, Reason, StrategyKind
 from causalneg.generation.backends import make_writer
 from causalneg.generation.pipeline import generate, pairs_from

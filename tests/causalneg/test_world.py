@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causalneg.data.formats import Dataset, read_dataset
+from causalneg.data import Dataset, read_dataset
 from causalneg.text.style import has_style, strip_style, stylise
 from causalneg.world import Fact, Need, Pattern, World, WorldConfig, make_world
 from causalneg.world.build import has_words_of

@@ -74,12 +74,12 @@ def test_a_study_gets_its_arguments(repo: Path) -> None:
     stamp = ["--assume-old=.venv/.stamp", "--dry-run"]
     plain = make(repo, *stamp, "reproduce-ctr").stdout
     given = make(repo, *stamp, "reproduce-ctr", "STUDY=kuairand", "DATA=a b", "SEEDS=1").stdout
-    assert "experiments/reproduce_ctr.py --study 'world'" in plain
+    assert "lain study 'world'" in plain
     assert "--data" not in plain
-    assert "--study 'kuairand'" in given
+    assert "lain study 'kuairand'" in given
     assert "--data 'a b' --seeds '1'" in given
     other = make(repo, *stamp, "reproduce-retrieval", "STUDY=wiki-mix", "DATA=a b").stdout
-    assert "experiments/reproduce_retrieval.py --study 'wiki-mix'" in other
+    assert "causalneg study 'wiki-mix'" in other
     assert "--data 'a b'" in other
 
 
@@ -94,7 +94,7 @@ def test_every_tracked_yaml_loads(repo: Path) -> None:
 
 
 def test_nothing_but_tracking_backends_and_commands_reads_the_environment(repo: Path) -> None:
-    allowed = {"tracking.py", "cli.py", "openai_server.py", "vllm_engine.py"}
+    allowed = {"tracking.py", "cli.py", "openai_server.py", "vllm_engine.py", "taught.py"}
     for path in (repo / "packages").rglob("*.py"):
         if path.name not in allowed:
             assert not re.search(r"\bos\.(environ|getenv)\b", path.read_text()), path

@@ -22,6 +22,13 @@ def reference(scores: dict[str, float], grades: dict[str, int], metric: str, cut
     positive = sorted((grade for grade in grades.values() if grade > 0), reverse=True)
     if metric == "recall":
         return sum(g > 0 for g in gain) / len(positive)
+    if metric == "precision":
+        return sum(g > 0 for g in gain) / cut
+    if metric == "success":
+        return float(any(g > 0 for g in gain))
+    if metric == "map":
+        hits = [rank for rank, g in enumerate(gain, start=1) if g > 0]
+        return sum(number / rank for number, rank in enumerate(hits, start=1)) / len(positive)
     if metric == "mrr":
         return next((1 / rank for rank, g in enumerate(gain, start=1) if g > 0), 0.0)
     ideal = sum(grade / math.log2(rank + 1) for rank, grade in enumerate(positive[:cut], start=1))
@@ -41,7 +48,8 @@ def test_by_hand() -> None:
         "none": {"a": 1.0},
         "unknown": {"a": 1.0},
     }
-    metrics = retrieval_metrics(run, qrels, ndcg=(3, 10), recall=(1, 10, 100), mrr=(1, 10, 11))
+    names = ["ndcg@3", "ndcg@10", "recall@1", "recall@10", "recall@100", "mrr@1", "mrr@10", "mrr@11"]
+    metrics = retrieval_metrics(run, qrels, names)
     second, fourth = 1 / math.log2(3), 1 / math.log2(5)
     ideal = 2 + second
     assert metrics.per_query["ndcg@10"] == pytest.approx(
@@ -91,10 +99,10 @@ def test_equals_the_reference(run: dict[str, dict[str, float]], qrels: dict[str,
         with pytest.raises(DataError, match="none of the"):
             retrieval_metrics(run, qrels)
         return
-    metrics = retrieval_metrics(run, qrels, ndcg=(1, 3, 10), recall=(1, 4), mrr=(1, 3, 10))
-    assert set(metrics.mean) == {
-        "ndcg@1", "ndcg@3", "ndcg@10", "recall@1", "recall@4", "mrr@1", "mrr@3", "mrr@10"
-    }  # fmt: skip
+    names = ["ndcg@1", "ndcg@3", "ndcg@10", "recall@1", "recall@4", "mrr@1", "mrr@3", "mrr@10"]
+    names += ["precision@4", "success@3", "map@4"]
+    metrics = retrieval_metrics(run, qrels, names)
+    assert list(metrics.mean) == names
     for name, values in metrics.per_query.items():
         metric, cut = name.split("@")
         assert values == pytest.approx(
@@ -144,8 +152,13 @@ def test_what_cannot_be_measured_or_written_is_refused(tmp_path: Path) -> None:
         read_trec(tmp_path / "no.trec")
     with pytest.raises(DataError, match="query 'q', document 'a': score nan"):
         retrieval_metrics({"q": {"a": math.nan}}, {"q": {"a": 1}})
-    with pytest.raises(ConfigError, match="cut-offs of mrr must be 1 or more, got 0"):
-        retrieval_metrics({}, {"q": {"a": 1}}, mrr=(0,))
+    for name, line in (
+        ("mrr@0", "measure 'mrr@0': the cut-off behind @ must be a whole number of 1 or more"),
+        ("ndgc@10", "there is no measure 'ndgc@10'; did you mean 'ndcg'"),
+        ("recall", "measure 'recall' needs a cut-off, such as recall@10"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            retrieval_metrics({}, {"q": {"a": 1}}, [name])
     for run, tag in (({"a b": {"a": 1.0}}, "t"), ({"q": {"a b": 1.0}}, "t"), ({}, "a tag")):
         with pytest.raises(DataError, match="one word"):
             write_trec(tmp_path / "run.trec", run, tag)

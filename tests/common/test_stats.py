@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 from sklearn.metrics import log_loss, roc_auc_score
 
-from common.stats.paired import MeanBootstrap, UserBootstrap, holm, paired_difference, spread
+from common.stats.bootstrap import MeanBootstrap, UserBootstrap, paired_difference
+from common.stats.multiple import holm
+from common.stats.spread import spread
 
 rows = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 4).map(lambda tenth: tenth / 4), st.integers(0, 5)),

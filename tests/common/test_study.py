@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from common.config import load
 from common.errors import ConfigError
-from common.study.engine import Extra, RunSpec, Study, collect, is_done, nested, run
+from common.study.collect import finished_runs
+from common.study.execute import execute, is_done
+from common.study.plan import Extra, RunSpec, Study, nested
 from fake_train import small
 
 
@@ -95,7 +98,7 @@ def test_all_mistakes_of_a_study_file_at_once(tmp_path: Path) -> None:
         "extra: [{backbones: [din], arms: [lain], sede: 3}]\n"
     )
     with pytest.raises(ConfigError) as found:
-        Study.load(path)
+        load(Study, path)
     text = str(found.value)
     for part in ("did you mean 'base'", "did you mean 'din'", "seeds: must not be empty", "extra[0].seeds"):
         assert part in text
@@ -103,9 +106,9 @@ def test_all_mistakes_of_a_study_file_at_once(tmp_path: Path) -> None:
 
 def test_runs_are_done_once_and_again_when_their_settings_change(tmp_path: Path) -> None:
     plan = [spec("a", seed) for seed in range(3)]
-    assert run([*plan, plan[0]], small, tmp_path, progress=quiet) == []
+    assert execute([*plan, plan[0]], small, tmp_path, report=quiet) == []
     assert calls(tmp_path) == {"a-0": 1, "a-1": 1, "a-2": 1}
-    assert run(plan, small, tmp_path, progress=quiet) == []
+    assert execute(plan, small, tmp_path, report=quiet) == []
     assert sum(calls(tmp_path).values()) == 3
 
     (tmp_path / "a-1" / "checkpoints").mkdir()
@@ -113,15 +116,14 @@ def test_runs_are_done_once_and_again_when_their_settings_change(tmp_path: Path)
     (tmp_path / "a-2" / "record.json").write_text('{"cut o')
     changed = [plan[0], spec("a", 1, new=True), plan[2]]
     assert [is_done(one, tmp_path) for one in changed] == [True, False, False]
-    assert len(collect(changed, tmp_path)) == 1
-    assert run(changed, small, tmp_path, workers=1, progress=quiet) == []
+    assert len(finished_runs(changed, tmp_path)) == 1
+    assert execute(changed, small, tmp_path, workers=1, report=quiet) == []
     assert calls(tmp_path) == {"a-0": 1, "a-1": 2, "a-2": 2}
     assert not (tmp_path / "a-1" / "checkpoints").exists()  # nothing of other settings is resumed
     assert (tmp_path / "a-2" / "checkpoints").exists()  # but what was stopped is
 
-    assert collect(changed, tmp_path) == [
-        {"backbone": "a", "arm": "base", "seed": seed, "metrics": {"auc": 0.5 + seed / 10, "gauc": None}}
-        for seed in range(3)
+    assert [(one.spec, one.record.metrics["test/auc"]) for one in finished_runs(changed, tmp_path)] == [
+        (spec, 0.5 + spec.seed / 10) for spec in changed
     ]
 
 
@@ -131,26 +133,26 @@ def test_finished_runs_are_tidied_and_no_others(tmp_path: Path) -> None:
         (folder / "tidied").touch()
 
     plan = [spec("a"), spec("b", do="fail"), spec("c", do="die")]
-    run([plan[0]], small, tmp_path, progress=quiet)
-    run([*plan, spec("d")], small, tmp_path, tidy=tidy, progress=quiet)
+    execute([plan[0]], small, tmp_path, report=quiet)
+    execute([*plan, spec("d")], small, tmp_path, tidy=tidy, report=quiet)
     assert {path.parent.name for path in tmp_path.glob("*/tidied")} == {"a-0", "d-0"}
 
 
 def test_runs_that_fail_or_die_do_not_stop_the_others(tmp_path: Path) -> None:
     plan = [spec("a", do="fail"), spec("b", do="die"), spec("c")]
     lines: list[str] = []
-    failures = run(plan, small, tmp_path, workers=1, progress=lines.append)
+    failures = execute(plan, small, tmp_path, workers=1, report=lines.append)
     assert {failure.spec.key: failure.message for failure in failures} == {
         "a-0": "ValueError: two lines",
         "b-0": "its process died with exit code 9 (out of memory?)",
     }
-    assert [one["backbone"] for one in collect(plan, tmp_path)] == ["c"]
+    assert [one.spec.backbone for one in finished_runs(plan, tmp_path)] == ["c"]
     assert "ValueError: two\nlines" in (tmp_path / "a-0" / "error.txt").read_text()
     assert lines[0] == "3 runs to do, 0 already done"
     assert len(lines) == 4
     # Failed runs are tried again, done ones are not; a run that succeeds leaves no error behind.
     mended = [RunSpec(**{**vars(one), "config": {}}) for one in plan]
-    assert run(mended, small, tmp_path, workers=1, progress=quiet) == []
+    assert execute(mended, small, tmp_path, workers=1, report=quiet) == []
     assert calls(tmp_path) == {"a-0": 2, "b-0": 2, "c-0": 1}
     assert not (tmp_path / "a-0" / "error.txt").exists()
 
@@ -160,11 +162,12 @@ def test_workers_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     """Otherwise an orphan and its successor would write into one folder."""
     program = (
         "import signal\nfrom pathlib import Path\nfrom fake_train import small\n"
-        "from common.study.engine import RunSpec, run\n"
+        "from common.study.execute import execute\nfrom common.study.plan import RunSpec\n"
         "if __name__ == '__main__':\n"
         # a shell in the background starts its children deaf to the keyboard's signal
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"    run([RunSpec('a', 'a', 'base', 0, '', {{'do': 'sleep'}})], small, Path({str(tmp_path)!r}))\n"
+        "    plan = [RunSpec('a', 'a', 'base', 0, '', {'do': 'sleep'})]\n"
+        f"    execute(plan, small, Path({str(tmp_path)!r}), report=print)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(program)
@@ -201,7 +204,7 @@ def wait_for(condition: Any, seconds: float) -> None:
 
 def test_counts_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 0 and 1"):
-        run([], small, tmp_path, workers=0)
+        execute([], small, tmp_path, workers=0, report=quiet)
 
 
 def test_a_grid_is_planned_apart_from_the_study() -> None:

@@ -480,7 +480,7 @@ def test_a_missing_schema_is_one_line(tmp_path: Path) -> None:
     ("arguments", "options", "line"),
     [
         ("reczo", {}, "format 'reczo' is not known; there are .*; did you mean 'reczoo'"),
-        ("kuairand", {"schema": Path("a.yaml")}, "a schema is for the format reczoo"),
+        ("kuairand", {"schema": Path("a.yaml")}, "a schema is for the formats log and reczoo"),
         ("movielens", {"fractions": (0.5, 0.5, 0.5)}, "fractions: must be three shares of 1"),
         ("movielens", {"fractions": (0.0, 0.5, 0.5)}, "fractions: must be three shares of 1"),
     ],

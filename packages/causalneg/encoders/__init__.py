@@ -1,21 +1,26 @@
-"""Encoders: a bag of words, a small transformer for embedded worlds, and any of Hugging Face."""
+"""Encoders: a bag of words, a small transformer, any of Hugging Face, and saved ones.
+
+A new encoder is a class with a constructor method ``build`` whose keyword arguments are its settings, and a
+line ``ENCODERS.add("name", "module:Class.build")``.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causalneg.encoders.base import CONFIG_FILE, Encoder, encode, even_chunks, read_json
+from causalneg.encoders.base import Encoder, encode, even_chunks
+from causalneg.encoders.saved import find_encoder, load_encoder
 from causalneg.encoders.small import SmallTransformer
 from causalneg.encoders.static import StaticEncoder
-from common.errors import ConfigError, DataError, suggest
+from common.config import Registry
+from common.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from causalneg.encoders.transformer import HFEncoder
 
 __all__ = [
+    "ENCODERS",
     "Encoder",
     "HFEncoder",
     "SmallTransformer",
@@ -23,15 +28,22 @@ __all__ = [
     "build_encoder",
     "encode",
     "even_chunks",
+    "find_encoder",
     "load_encoder",
 ]
 
-KINDS = ("static", "small", "transformer")
-"""Names of the encoders."""
+ENCODERS: Registry[Encoder] = Registry("encoder", given={"texts", "seed"})
+"""Encoders by name; code passes the corpus (``texts``) and the seed of the weights."""
+
+ENCODERS.add("static", StaticEncoder.build)
+ENCODERS.add("small", SmallTransformer.build)
+# transformers and peft take seconds to import, so only when they are asked for
+ENCODERS.add("transformer", "causalneg.encoders.transformer:HFEncoder.build")
+ENCODERS.add("saved", "causalneg.encoders.saved:build")
 
 
 def __getattr__(name: str) -> Any:
-    """Import transformers and peft, which take seconds, only when they are asked for."""
+    """Import transformers and peft only when they are asked for."""
     if name == "HFEncoder":
         from causalneg.encoders.transformer import HFEncoder
 
@@ -39,68 +51,26 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _kind(name: str) -> type[Encoder]:
-    if name == "transformer":
-        from causalneg.encoders.transformer import HFEncoder
-
-        return HFEncoder
-    return StaticEncoder if name == "static" else SmallTransformer
-
-
-def build_encoder(kind: str, options: Mapping[str, Any], *, texts: Sequence[str] = ()) -> Encoder:
-    """Make an untrained encoder by name.
+def build_encoder(
+    name: str, options: Mapping[str, Any], *, texts: Sequence[str] = (), seed: int = 0
+) -> Encoder:
+    """Make an encoder by name, for callers without a config.
 
     Args:
-        kind: ``"static"``, ``"small"`` or ``"transformer"``.
-        options: Keyword arguments of the kind's ``build``.
+        name: One of :data:`ENCODERS`.
+        options: Its settings.
         texts: The corpus that the vocabulary of ``static`` and ``small`` is made from.
+        seed: Of random weights.
 
     Raises:
-        ConfigError: The kind is unknown, or an option is unknown or out of range.
+        ConfigError: The name is unknown, or a setting is unknown or out of range.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown encoder '{kind}'{suggest(kind, KINDS)}; there are {', '.join(KINDS)}")
-    build: Any = _kind(kind).build
-    known = [name for name in inspect.signature(build).parameters if name != "texts"]
-    ConfigError.raise_if(
-        f"encoder '{kind}' has no option '{name}'{suggest(name, known)}"
-        for name in options
-        if name not in known
-    )
-    try:
-        encoder: Encoder = build(texts, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"encoder '{kind}': {error}") from error
-    return encoder
-
-
-def load_encoder(folder: Path | str) -> Encoder:
-    """Read an encoder that :meth:`Encoder.save` wrote, or a transformer as others leave it.
-
-    Args:
-        folder: Its folder; also that of a model of Hugging Face or sentence-transformers.
-
-    Raises:
-        DataError: The folder holds no encoder, or a broken one.
-    """
-    folder = Path(folder)
-    foreign = (folder / "modules.json").is_file()
-    settings = {} if foreign else read_json(folder / CONFIG_FILE)
-    kind = settings.pop("causalneg_encoder", None)
-    if foreign or (kind is None and "model_type" in settings):
-        from causalneg.encoders.transformer import HFEncoder
-
-        try:
-            return HFEncoder.read_hub_folder(folder)
-        except ValueError as error:
-            raise DataError(f"{folder}: {error}") from error
-    if kind is None:
-        raise DataError(f"{folder / CONFIG_FILE}: says nothing of a kind of encoder; was it saved by train?")
-    if kind not in KINDS:
-        raise DataError(
-            f"{folder / CONFIG_FILE}: unknown kind of encoder '{kind}'{suggest(str(kind), KINDS)}"
+    if name not in ENCODERS:
+        raise ConfigError(
+            f"unknown encoder '{name}'{suggest(name, ENCODERS)}; there are {', '.join(ENCODERS)}"
         )
-    try:
-        return _kind(kind)._load_parts(folder, settings)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{folder / CONFIG_FILE}: does not describe an encoder ({error})") from error
+    known = ENCODERS.settings(name)
+    ConfigError.raise_if(
+        f"encoder '{name}' has no setting '{key}'{suggest(key, known)}" for key in options if key not in known
+    )
+    return ENCODERS.component(name, **options).build(texts=texts, seed=seed)

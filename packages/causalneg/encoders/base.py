@@ -52,9 +52,13 @@ class Encoder(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    """Name in the folder of a saved encoder."""
+
+    default_learning_rate: ClassVar[float]
+    """Learning rate of training where none is asked for."""
 
     encoded_at_once: ClassVar[int] = 16384
-    """Tokens that are encoded in one pass, unless told otherwise."""
+    """Tokens that are encoded in one pass, unless another number is asked for."""
 
     def __init__(
         self, *, dim: int, max_tokens: int, query_prompt: str = "", document_prompt: str = ""
@@ -68,11 +72,6 @@ class Encoder(nn.Module, ABC):
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
         self._cut: set[int] = set()
-
-    @classmethod
-    @abstractmethod
-    def build(cls, texts: Sequence[str]) -> Encoder:
-        """An untrained encoder; kinds with a vocabulary of their own make it from ``texts``."""
 
     def tokenize(self, texts: Sequence[str], *, query: bool) -> Ragged:
         """Token ids (int32) of texts, prompt in front, cut to ``max_tokens``.
@@ -173,7 +172,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             DataError: The folder holds no encoder, or a broken one.
         """
-        from causalneg.encoders import load_encoder
+        from causalneg.encoders.saved import load_encoder
 
         return load_encoder(folder)
 

@@ -125,6 +125,7 @@ class SmallTransformer(Encoder):
     """
 
     kind: ClassVar[str] = "small"
+    default_learning_rate: ClassVar[float] = 1e-3
 
     def __init__(
         self,

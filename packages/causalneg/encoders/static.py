@@ -191,6 +191,7 @@ class StaticEncoder(Encoder):
     """
 
     kind: ClassVar[str] = "static"
+    default_learning_rate: ClassVar[float] = 1.0  # a factor on the rates of its three parts
     idf: Tensor
     cap: Tensor
     knot: Tensor

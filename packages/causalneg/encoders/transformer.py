@@ -6,11 +6,13 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int, Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -118,6 +120,7 @@ class HFEncoder(Encoder):
     """
 
     kind: ClassVar[str] = "transformer"
+    default_learning_rate: ClassVar[float] = 5e-5
 
     # Larger arrays than these make are given back to the system after each use, and cleared for the next.
     encoded_at_once: ClassVar[int] = 8192
@@ -196,10 +199,10 @@ class HFEncoder(Encoder):
         vocabulary: int = 8192,
         random_weights: bool = False,
         pooling: Pooling | None = None,
-        query_prompt: str = "",
-        document_prompt: str = "",
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         instruction: str | None = None,
-        max_tokens: int = 512,
+        max_tokens: Annotated[int, Ge(1)] | None = None,
         padding: Padding = "auto",
         append_eos: bool | None = None,
         dtype: Dtype = "float32",
@@ -212,6 +215,9 @@ class HFEncoder(Encoder):
     ) -> HFEncoder:
         """A transformer by name, by path, or by its configuration.
 
+        A folder of sentence-transformers brings its own pooling, prompts, longest text and ending; they hold
+        wherever nothing else is asked for. So a folder gives the same vectors however it is named.
+
         Args:
             texts: With ``config`` and without ``tokenizer``: the corpus that a tokenizer is trained on.
             model: Name on the Hugging Face hub, or a folder. Weights must be safetensors.
@@ -219,14 +225,16 @@ class HFEncoder(Encoder):
             tokenizer: Name or folder; that of ``model`` by default.
             vocabulary: Size of a trained tokenizer.
             random_weights: Whether to take only the configuration of ``model``.
-            pooling: Last token by default for families that only look back, else the mean.
-            query_prompt: What is put in front of a query.
-            document_prompt: What is put in front of a document.
+            pooling: By default the folder's own; else the last token for families that only look back, and
+                the mean for others.
+            query_prompt: What is put in front of a query; by default the folder's own, else nothing.
+            document_prompt: What is put in front of a document; by default the folder's own, else nothing.
             instruction: Instead of ``query_prompt``: the task, as :func:`instruction_prompt` words it.
-            max_tokens: Tokens of a text that are read, special ones included.
+            max_tokens: Tokens of a text that are read, special ones included; by default the folder's own,
+                else 512, or what the model reads at most.
             padding: Where texts are filled up.
             append_eos: Whether every text ends with the token that ends texts; by default with
-                ``pooling="last"``.
+                ``pooling="last"``, unless the folder is of sentence-transformers, whose tokenizer decides.
             dtype: Type of the weights.
             lora: Arguments of peft's ``LoraConfig``; ``target_modules`` is ``"all-linear"`` by default.
             gradient_checkpointing: Whether layers are run again in the backward pass.
@@ -237,13 +245,16 @@ class HFEncoder(Encoder):
 
         Raises:
             BackendError: The model or tokenizer is neither here nor can be fetched.
-            DataError: Its folder lacks a file.
+            DataError: Its folder lacks a file, or holds a module that cannot be read here.
             ValueError: An argument is out of range, or arguments do not go together.
         """
         if (model is None) == (config is None):
             raise ValueError("give either the model's name or folder, or its config")
         if instruction is not None and query_prompt:
             raise ValueError("give either an instruction or a query_prompt")
+        noted = _sentence_transformers(Path(model)) if model is not None and Path(model).is_dir() else None
+        if noted is not None:
+            model = noted.home
         if dtype not in get_args(Dtype):
             raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
         hub = {"trust_remote_code": trust_remote_code, "local_files_only": offline, "revision": revision}
@@ -277,56 +288,32 @@ class HFEncoder(Encoder):
                 core = _fetch(AutoModel, model, hub | weights | {"config": settings, "use_safetensors": True})
             if lora is not None:
                 core = _with_lora(core, lora)
+        if noted is None:
+            noted = _Noted(Path())
         if pooling is None:
-            pooling = "last" if _looks_back(_core(core)) else "mean"
+            pooling = noted.pooling or ("last" if _looks_back(_core(core)) else "mean")
+        if append_eos is None:
+            append_eos = pooling == "last" and not noted.own_ending
+        if instruction is not None:
+            query_prompt = instruction_prompt(instruction)
+        limit = getattr(_core(core).config, "max_position_embeddings", None) or 512
+        longest = limit - 2 if _core(core).config.model_type in _SHIFTED else limit
+        if max_tokens is None:
+            own = noted.max_tokens
+            max_tokens = own if own is not None and own <= limit else min(512, longest)
         return cls(
             core,
             made,
             pooling=pooling,
-            query_prompt=query_prompt if instruction is None else instruction_prompt(instruction),
-            document_prompt=document_prompt,
+            query_prompt=noted.query_prompt if query_prompt is None else query_prompt,
+            document_prompt=noted.document_prompt if document_prompt is None else document_prompt,
             max_tokens=max_tokens,
             padding=padding,
-            append_eos=pooling == "last" if append_eos is None else append_eos,
+            append_eos=append_eos,
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
             trust_remote_code=trust_remote_code,
         )
-
-    @classmethod
-    def read_hub_folder(cls, folder: Path) -> HFEncoder:
-        """A model's folder as Hugging Face or sentence-transformers leave it: not trained by us, or exported.
-
-        Pooling, prompts and the longest text are those that sentence-transformers noted; where it did not,
-        those that :meth:`build` takes by default.
-
-        Args:
-            folder: Holds the model's files, and ``modules.json`` where it is of sentence-transformers.
-
-        Raises:
-            DataError: A file is missing, or the folder holds a module that cannot be read here.
-        """
-        found: dict[str, Any] = {}
-        parts = _modules(folder)
-        for kind, path in parts:
-            if kind == "Pooling":
-                found["pooling"] = _pooling(path / CONFIG_FILE)
-            elif kind not in ("Transformer", "Normalize"):
-                raise DataError(f"{folder / _MODULES}: has a module '{kind}', which cannot be read here")
-        home = parts[0][1] if parts else folder
-        core = read_json(home / CONFIG_FILE)
-        limit = core.get("max_position_embeddings") or 512
-        found["max_tokens"] = min(512, limit - 2 if core.get("model_type") in _SHIFTED else limit)
-        if parts:
-            found["append_eos"] = False  # the tokenizer says itself how a text ends
-            length = _noted(home / "sentence_bert_config.json", "max_seq_length")
-            length = length or _noted(home / "tokenizer_config.json", "model_max_length")
-            if isinstance(length, int) and length <= limit:
-                found["max_tokens"] = length
-            prompts = _noted(folder / "config_sentence_transformers.json", "prompts") or {}
-            found["query_prompt"] = prompts.get("query") or ""
-            found["document_prompt"] = prompts.get("document") or prompts.get("passage") or ""
-        return cls.build(model=home, offline=True, **found)
 
     def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         ask: Any = self.tokenizer
@@ -484,6 +471,63 @@ class HFEncoder(Encoder):
         write_pooling(folder / "1_Pooling", self.dim, "lasttoken" if self.pooling == "last" else self.pooling)
         write_json(folder / "2_Normalize" / CONFIG_FILE, {})
         return [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What sentence-transformers noted in a folder beside the model.
+
+    Args:
+        home: Folder of the model's own files.
+        pooling: Which tokens make the vector; None where it was not noted.
+        query_prompt: What is put in front of a query.
+        document_prompt: What is put in front of a document.
+        max_tokens: Tokens of a text that are read; None where it was not noted.
+        own_ending: Whether the tokenizer decides how a text ends.
+    """
+
+    home: Path
+    pooling: Pooling | None = None
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_tokens: int | None = None
+    own_ending: bool = False
+
+
+def _sentence_transformers(folder: Path) -> _Noted | None:
+    """What a folder of sentence-transformers says of itself; None for other folders.
+
+    Raises:
+        DataError: It holds a module that cannot be read here, or ranks by the dot product of vectors that are
+            not normalised.
+    """
+    parts = _modules(folder)
+    if not parts:
+        return None
+    pooling: Pooling | None = None
+    for kind, path in parts:
+        if kind == "Pooling":
+            pooling = _pooling(path / CONFIG_FILE)
+        elif kind not in ("Transformer", "Normalize"):
+            raise DataError(f"{folder / _MODULES}: has a module '{kind}', which cannot be read here")
+    noted = folder / "config_sentence_transformers.json"
+    if _noted(noted, "similarity_fn_name") == "dot" and "Normalize" not in [kind for kind, _ in parts]:
+        raise DataError(
+            f"{noted}: ranks by the dot product of vectors of any length, but here every vector has length "
+            "1, so it would rank otherwise; take a model that ranks by the cosine"
+        )
+    home = parts[0][1]
+    length = _noted(home / "sentence_bert_config.json", "max_seq_length")
+    length = length or _noted(home / "tokenizer_config.json", "model_max_length")
+    prompts = _noted(noted, "prompts") or {}
+    return _Noted(
+        home,
+        pooling,
+        query_prompt=prompts.get("query") or "",
+        document_prompt=prompts.get("document") or prompts.get("passage") or "",
+        max_tokens=length if isinstance(length, int) else None,
+        own_ending=True,
+    )
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:

@@ -1,22 +1,29 @@
-"""Evaluation on any BEIR folder: encode or BM25, search, metrics, and a TREC run file beside them."""
+"""Evaluation on any data set: search, metrics, and a TREC run file beside them."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
+from causalneg.data.schema import Query
 from causalneg.encoders import Encoder, encode
-from causalneg.search.search import BM25, Index, as_run, search
-from common.errors import DataError
-from common.files import atomic_write, fill_once
-from common.metrics.retrieval import RetrievalMetrics, retrieval_metrics, write_trec
+from causalneg.encoders.cache import tokenize
+from causalneg.search import SEARCHERS, Collection, Searcher, as_run, unmatched_warning
+from causalneg.search.base import Embed
+from common.files import atomic_write
+from common.metrics.retrieval import MEASURES, RetrievalMetrics, retrieval_metrics, write_trec
 from common.ragged import Ragged
+
+Report = Callable[[str], None]
+"""Takes a line that a user should know."""
 
 
 @dataclass(frozen=True)
@@ -58,78 +65,91 @@ class Evaluation:
         return out
 
 
-def tokenize(
-    encoder: Encoder, texts: Sequence[str], *, query: bool, cache: Path | None = None, key: str = ""
-) -> Ragged:
-    """Token ids of texts, kept on disk for the next encoder with the same tokenizer.
-
-    Args:
-        encoder: Whose tokenizer.
-        texts: The texts.
-        query: Whether they are queries.
-        cache: Folder to keep them in; None keeps nothing.
-        key: Fingerprint of the texts, such as that of the data set.
-    """
-    if cache is None or not key:
-        return encoder.tokenize(texts, query=query)
-    folder = cache / f"{key}-{'queries' if query else 'documents'}-{encoder.tokenizer_fingerprint}"
-
-    def fill(empty: Path) -> None:
-        made, cut = encoder.tokenize_and_cut(texts, query=query)
-        made.save(empty, "tokens")
-        Ragged(cut, np.array([0, len(cut)])).save(empty, "cut")
-
-    fill_once(folder, fill)
-    found = Ragged.load(folder, "tokens")
-    if len(found) != len(texts):
-        raise DataError(f"{folder}: holds {len(found)} texts, not {len(texts)}; remove it")
-    if (folder / "cut.offsets.npy").exists():
-        encoder.count_cut((texts[at] for at in Ragged.load(folder, "cut").values.tolist()), query=query)
-    return found
-
-
-def evaluate_encoder(
-    encoder: Encoder,
+def evaluate(
+    searcher: Searcher,
     dataset: Dataset,
     splits: Sequence[str],
     *,
     depth: int = 100,
-    index: Index = "exact",
-    devices: Sequence[str] = (),
-    batch_tokens: int | None = None,
-    cache: Path | None = None,
-    progress: bool = False,
+    measures: Sequence[str] = MEASURES,
+    ignore_identical: bool | None = None,
+    report: Report | None = None,
 ) -> list[Evaluation]:
-    """Rank the whole corpus for the queries of each split with an encoder.
-
-    The corpus is encoded once for all splits.
+    """Rank the whole corpus for the judged queries of each split.
 
     Args:
-        encoder: The encoder.
+        searcher: A search over the documents of the data set, in their order.
         dataset: The data set.
-        splits: Splits of its qrels.
+        splits: Splits of its judgements.
         depth: Documents kept per query.
-        index: ``exact``, ``hnsw`` or ``ivf``.
-        devices: Devices that the search is spread over; empty: the CPU.
-        batch_tokens: Tokens per forward pass; None takes the encoder's own number.
-        cache: Folder for token ids.
-        progress: Whether to show a progress bar.
+        measures: Names of the measures, such as ``"ndcg@10"``.
+        ignore_identical: Whether documents that are the query itself (same id or text, and not judged
+            relevant) are no hits. None: where a query has the id of a document, as BEIR does.
+        report: Takes lines that a user should know.
 
     Raises:
+        ConfigError: There is no such measure.
         DataError: A split is not there, or embeddings are not finite.
     """
-    (found,) = evaluate_views(
-        encoder,
-        [dataset],
-        splits,
-        depth=depth,
-        index=index,
-        devices=devices,
-        batch_tokens=batch_tokens,
-        cache=cache,
-        progress=progress,
-    )
-    return found
+    return [
+        _evaluate_split(searcher, dataset, split, depth, measures, ignore_identical, report)
+        for split in splits
+    ]
+
+
+def _evaluate_split(
+    searcher: Searcher,
+    dataset: Dataset,
+    split: str,
+    depth: int,
+    measures: Sequence[str],
+    ignore_identical: bool | None,
+    report: Report | None,
+) -> Evaluation:
+    queries = dataset.judged_queries(split)
+    itself = _identical(dataset, split, queries, ignore_identical)
+    more = max(map(len, itself), default=0)
+    scores, rows = searcher.search([query.text for query in queries], depth + more)
+    warning = unmatched_warning(searcher, rows)
+    if warning is not None and report is not None:
+        report(f"{dataset.name} {split}: {warning}")
+    run = as_run([query.id for query in queries], [d.id for d in dataset.documents], scores, rows)
+    notes: dict[str, float | int] = {"documents": len(dataset.documents)}
+    if more:
+        run, left_out = _without(run, queries, itself, dataset, depth)
+        notes["identical_left_out"] = left_out
+        if report is not None and left_out:
+            report(
+                f"{dataset.name} {split}: {left_out} hits that are the query itself do not count "
+                "(--keep-identical counts them)"
+            )
+    judged = {query.id: dataset.judged(split)[query.id] for query in queries}
+    return Evaluation(dataset.name, split, run, retrieval_metrics(run, judged, measures), notes)
+
+
+def _identical(
+    dataset: Dataset, split: str, queries: Sequence[Query], wanted: bool | None
+) -> list[list[int]]:
+    if wanted is None:
+        wanted = any(query.id in dataset.index for query in queries)
+    return dataset.identical(split, queries) if wanted else []
+
+
+def _without(
+    run: dict[str, dict[str, float]],
+    queries: Sequence[Query],
+    rows: Sequence[Sequence[int]],
+    dataset: Dataset,
+    depth: int,
+) -> tuple[dict[str, dict[str, float]], int]:
+    """A run without some documents of each query, cut to a depth; and how many were found and left out."""
+    left_out, out = 0, {}
+    for query, found in zip(queries, rows, strict=True):
+        ids = {dataset.documents[row].id for row in found}
+        kept = [(id, score) for id, score in run[query.id].items() if id not in ids]
+        left_out += len(run[query.id]) - len(kept)
+        out[query.id] = dict(kept[:depth])
+    return out, left_out
 
 
 def evaluate_views(
@@ -137,14 +157,17 @@ def evaluate_views(
     datasets: Sequence[Dataset],
     splits: Sequence[str],
     *,
+    search: str = "exact",
     depth: int = 100,
-    index: Index = "exact",
+    measures: Sequence[str] = MEASURES,
+    ignore_identical: bool | None = None,
     devices: Sequence[str] = (),
     batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: bool = False,
+    report: Report | None = None,
 ) -> list[list[Evaluation]]:
-    """As :func:`evaluate_encoder` on several corpora that share texts, such as a corpus and its mixed twin.
+    """Rank several corpora that share texts, such as a corpus and its mixed twin, with an encoder.
 
     A text is encoded once, however many documents of however many corpora hold it.
 
@@ -152,12 +175,15 @@ def evaluate_views(
         encoder: The encoder.
         datasets: The data sets.
         splits: Splits that each of them has.
-        depth: Documents kept per query.
-        index: ``exact``, ``hnsw`` or ``ivf``.
+        search: Name of the search of embeddings.
+        depth: As for :func:`evaluate`.
+        measures: As for :func:`evaluate`.
+        ignore_identical: As for :func:`evaluate`.
         devices: Devices that the search is spread over; empty: the CPU.
         batch_tokens: Tokens per forward pass; None takes the encoder's own number.
         cache: Folder for token ids.
         progress: Whether to show a progress bar.
+        report: Takes lines that a user should know.
 
     Returns:
         Per data set, the evaluations of its splits.
@@ -170,7 +196,7 @@ def evaluate_views(
     places: list[list[int]] = []
     for dataset in datasets:
         texts = [d.content for d in dataset.documents]
-        tokens = tokenize(encoder, texts, query=False, cache=cache, key=dataset.fingerprint)
+        tokens = tokenize(encoder, texts, query=False, cache=cache, key=dataset.corpus_fingerprint)
         first = {text: n for n, text in reversed(list(enumerate(texts))) if text not in row_of}
         rows = np.array(sorted(first.values()), dtype=np.int64)
         row_of |= {texts[n]: len(row_of) + place for place, n in enumerate(rows)}
@@ -181,43 +207,45 @@ def evaluate_views(
         encoder, Ragged.concatenate(new), query=False, batch_tokens=batch_tokens, progress=progress
     )
     rate = len(vectors) / max(time.perf_counter() - begun, 1e-9)
+
+    def embed(queries: Sequence[str]) -> Float32[np.ndarray, "queries dim"]:
+        return encode(encoder, encoder.tokenize(queries, query=True), query=True, batch_tokens=batch_tokens)
+
     out = []
     for dataset, place in zip(datasets, places, strict=True):
         # Not copied where they stand in this order already: embeddings are what takes memory here.
         documents = vectors if place == list(range(len(vectors))) else vectors[place]
-        ids = [d.id for d in dataset.documents]
-        found = []
-        for split in splits:
-            queries = dataset.split_queries(split)
-            asked = encoder.tokenize([q.text for q in queries], query=True)
-            question = encode(encoder, asked, query=True, batch_tokens=batch_tokens)
-            scores, rows = search(question, documents, depth, index=index, devices=devices)
-            run = as_run([q.id for q in queries], ids, scores, rows)
-            metrics = retrieval_metrics(run, _judged(dataset, split))
-            notes: dict[str, float | int] = {
-                "documents": len(ids),
-                "documents_per_second": rate,
-                "texts_cut": encoder.cut,
-            }
-            found.append(Evaluation(dataset.name, split, run, metrics, notes))
+        found = evaluate(
+            SEARCHERS[search](_collection(dataset, documents, embed, devices)),
+            dataset,
+            splits,
+            depth=depth,
+            measures=measures,
+            ignore_identical=ignore_identical,
+            report=report,
+        )
+        for one in found:
+            one.notes.update(documents_per_second=rate, texts_cut=encoder.cut)
         out.append(found)
     return out
 
 
+def _collection(
+    dataset: Dataset, documents: Float32[np.ndarray, "documents dim"], embed: Embed, devices: Sequence[str]
+) -> Collection:
+    texts = [d.content for d in dataset.documents]
+    return Collection(texts, documents=lambda: documents, queries=embed, devices=devices)
+
+
+def evaluate_encoder(
+    encoder: Encoder, dataset: Dataset, splits: Sequence[str], **options: Any
+) -> list[Evaluation]:
+    """Rank one corpus with an encoder; see :func:`evaluate_views` for the options."""
+    (found,) = evaluate_views(encoder, [dataset], splits, **options)
+    return found
+
+
 def evaluate_bm25(dataset: Dataset, splits: Sequence[str], *, depth: int = 100) -> list[Evaluation]:
-    """Rank the whole corpus for the queries of each split with BM25: the line that every table has."""
-    engine = BM25([d.content for d in dataset.documents])
-    ids = [d.id for d in dataset.documents]
-    out = []
-    for split in splits:
-        queries = dataset.split_queries(split)
-        scores, rows = engine.search([q.text for q in queries], min(depth, len(dataset.documents)))
-        run = as_run([q.id for q in queries], ids, scores, rows)
-        metrics = retrieval_metrics(run, _judged(dataset, split))
-        out.append(Evaluation(dataset.name, split, run, metrics, {"documents": len(dataset.documents)}))
-    return out
-
-
-def _judged(dataset: Dataset, split: str) -> dict[str, dict[str, int]]:
-    """Judgements of the queries that have a positive."""
-    return {q.id: dataset.qrels[split][q.id] for q in dataset.split_queries(split)}
+    """Rank one corpus with BM25: the line that every table has."""
+    searcher = SEARCHERS["bm25"](Collection([d.content for d in dataset.documents]))
+    return evaluate(searcher, dataset, splits, depth=depth)

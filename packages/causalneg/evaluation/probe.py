@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data import Dataset, passage_key, resolve_passage
 from causalneg.data.schema import Example, Passage
 from causalneg.encoders import Encoder, encode
 from causalneg.evaluation.diagnostics import SourceReport, diagnose_sources
 from causalneg.text.style import strip_style, stylise
-from causalneg.training.data import passage_key
 from common.ragged import Ragged
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.generation.writers.base import Writer
 from causalneg.generation.writers.naive import NaiveWriter
 from causalneg.generation.writers.rules import RulesWriter
@@ -33,7 +33,7 @@ def make_writer(
     if name not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ConfigError(f"backend: must be one of {known}, got '{name}'{suggest(name, BACKENDS)}")
-    corpus = Corpus.of(dataset.documents)
+    corpus = Corpus.of(dataset)
     if name == "naive":
         return NaiveWriter(corpus, artifact=artifact, seed=seed)
     return RulesWriter(corpus, world=world, artifact=artifact, seed=seed)

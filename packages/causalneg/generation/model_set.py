@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from causalneg.data.formats import Dataset, write_examples
+from causalneg.data import Dataset, write_examples
 from causalneg.data.schema import Example
 from causalneg.generation.journal import Journal, refuse_if_open
 from causalneg.generation.model_pipeline import Tracker, generate_with_model, open_journal, status

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data import Dataset, resolve_passage
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Source
 from causalneg.generation.journal import Journal, Record, Step
 from causalneg.generation.verification.heuristics import Verification
@@ -383,7 +383,7 @@ def card_figures(checked: Verification, mined: Sequence[Example], dataset: Datas
         percentiles 10, 50, 90) and lexical overlap (share of the query's weight) of the texts; ``source_auc``
         of a bag of words, ``positive_auc`` of the same between positives and mined ones; ``tokens``.
     """
-    corpus = Corpus.of(dataset.documents)
+    corpus = Corpus.of(dataset)
     written = [
         (e.query.id, e.query.text, n) for e in checked.kept for n in e.negatives if n.source == "generated"
     ]

@@ -1,1 +1,1 @@
-"""Retrieval studies: arms and their report."""
+"""Retrieval studies: what their runs read, whether arms compare, tables and plots."""

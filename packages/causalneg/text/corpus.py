@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from causalneg.data.dataset import Dataset
 from causalneg.data.schema import Document, StrategyKind
 from causalneg.text.words import (
     STOP_WORDS,
@@ -98,8 +99,6 @@ _BRACKETS = re.compile(r"\s*\([^)]*\)\s*$")
 
 EDITS: tuple[StrategyKind, ...] = ("entity shift", "constraint violation", "relation break")
 """Strategies that put one thing in the place of another and leave the rest of a passage alone."""
-
-_KEPT: dict[int, tuple[Sequence[Document], Corpus]] = {}
 
 CLOSE = 0.6
 """A sentence with so large a share of the best one's overlap with the query may answer as well."""
@@ -205,17 +204,13 @@ class Corpus:
         self._rarest = math.log(1 + max(1, len(self.documents)))
 
     @classmethod
-    def of(cls, documents: Sequence[Document]) -> Corpus:
-        """The corpus of a list of documents; the last one asked for is kept, for it takes seconds to learn.
+    def of(cls, dataset: Dataset) -> Corpus:
+        """The statistics of a data set's documents, learned once and kept with it, for that takes seconds.
 
         Args:
-            documents: The corpus; a list that was not changed since.
+            dataset: The data set.
         """
-        known = _KEPT.get(id(documents))
-        if known is None or known[0] is not documents:
-            _KEPT.clear()
-            known = _KEPT[id(documents)] = documents, cls(documents)
-        return known[1]
+        return dataset.derived(cls)
 
     @cached_property
     def fingerprint(self) -> str:

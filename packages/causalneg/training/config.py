@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from common.config import config_hash
-from common.errors import ConfigError
+from annotated_types import Ge, Gt, Le, Lt
+
+from causalneg.encoders import ENCODERS, Encoder
+from causalneg.losses import TERMS, Term
+from common.config import Component, config_hash
+from common.config import load as load_config
 from common.training.fit import FitConfig
 
-
-@dataclass
-class EncoderConfig:
-    """The encoder.
-
-    Args:
-        kind: ``static`` (bag of learned word weights), ``small`` (a transformer from scratch) or
-            ``transformer`` (any Hugging Face model).
-        start: Folder of an encoder to start from; kind and options are then those that it was made with.
-        options: Arguments of the kind's ``build`` (width, layers, max_tokens, model, pooling, ...).
-    """
-
-    kind: Literal["static", "small", "transformer"] = "static"
-    start: Path | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+RENAMED = {
+    "encoder.kind": "encoder.name",
+    "encoder.options": "part of the encoder itself: encoder={name: static, dim: 512}",
+    "encoder.start": "encoder={name: saved, folder: ...}",
+    "loss.entropy_weight": "loss.terms=[{name: entropy, weight: ...}]",
+    "loss.entropy_temperature": "loss.terms=[{name: entropy, temperature: ...}]",
+    "loss.entropy_scope": "loss.terms=[{name: entropy, scope: ...}]",
+    "loss.matching_weight": "loss.terms=[{name: matching, weight: ...}]",
+    "loss.matching": "loss.terms=[{name: matching, distance: ...}]",
+    "loss.matching_gradient": "loss.terms=[{name: matching, gradient: ...}]",
+}
+"""What settings are called now, by the dotted key that they had before."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SetConfig:
     """A training set, and how much of it is used.
 
@@ -37,57 +39,45 @@ class SetConfig:
     """
 
     path: Path
-    count: int = 0
+    count: Annotated[int, Ge(0)] = 0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LossConfig:
-    """What is minimised: InfoNCE + entropy_weight * L_ent + matching_weight * matching distance.
+    """What is minimised: InfoNCE + sum over the terms of ``weight * term``.
 
     Args:
         temperature: tau of InfoNCE.
         in_batch: Whether the other queries' positives are candidates too, those of other processes
             included; ``documents`` adds the other queries' negatives.
-        entropy_weight: lambda of the query-view entropy (published: .05); 0 turns it off.
-        entropy_temperature: tau_e of the query-view entropy.
-        entropy_scope: Negatives that the entropy's softmax runs over: the query's own or the batch's.
-        matching_weight: Weight of the distribution matching; 0 turns it off.
-        matching: Which distance between the similarities of generated and mined negatives.
-        matching_gradient: Which side the matching moves.
+        terms: Terms beside InfoNCE: ``entropy`` (published with weight .05), ``matching``.
     """
 
-    temperature: float = 0.05
+    temperature: Annotated[float, Gt(0)] = 0.05
     in_batch: bool | Literal["documents"] = False
-    entropy_weight: float = 0.0
-    entropy_temperature: float = 0.1
-    entropy_scope: Literal["own", "batch"] = "own"
-    matching_weight: float = 0.0
-    matching: Literal["wasserstein", "energy"] = "wasserstein"
-    matching_gradient: Literal["generated", "both"] = "generated"
+    terms: list[Annotated[Component[Term], TERMS]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be minimised, all at once."""
-        wrong = [
-            f"loss.{n} must be positive, got {getattr(self, n)}"
-            for n in ("temperature", "entropy_temperature")
-            if not getattr(self, n) > 0
-        ]
-        wrong += [
-            f"loss.{n} must not be negative, got {getattr(self, n)}"
-            for n in ("entropy_weight", "matching_weight")
-            if getattr(self, n) < 0
-        ]
-        ConfigError.raise_if(wrong)
+    def build_terms(self) -> dict[str, Term]:
+        """The terms by name; the second of a name is ``NAME-2``.
+
+        Raises:
+            ConfigError: A term refuses its settings.
+        """
+        built: dict[str, Term] = {}
+        for component in self.terms:
+            same = sum(name.split("-")[0] == component.name for name in built)
+            built[component.name if not same else f"{component.name}-{same + 1}"] = component.build()
+        return built
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OptimConfig:
     """How the weights are learned.
 
     Args:
         batch_size: Queries per step and process.
-        learning_rate: Of AdamW; for the static encoder, a factor on the rates of its three parts. Null
-            takes 1 for ``static``, 1e-3 for ``small`` and 5e-5 for ``transformer``.
+        learning_rate: Of AdamW; for the static encoder, a factor on the rates of its three parts. Null takes
+            the encoder's own: 1 for ``static``, 1e-3 for ``small`` and 5e-5 for ``transformer``.
         weight_decay: Of AdamW.
         warmup: Share of all steps in which the learning rate rises linearly from 0.
         decay: Whether it then falls linearly to 0.
@@ -97,29 +87,16 @@ class OptimConfig:
             elsewhere.
     """
 
-    batch_size: int = 64
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    warmup: float = 0.1
+    batch_size: Annotated[int, Ge(1)] = 64
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.1
     decay: bool = True
     cached: bool = False
-    chunk_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot train, all at once."""
-        wrong = [
-            f"train.{n} must be at least 1, got {getattr(self, n)}"
-            for n in ("batch_size", "chunk_tokens")
-            if (value := getattr(self, n)) is not None and value < 1
-        ]
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            wrong.append(f"train.learning_rate must be positive, got {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
-            wrong.append(f"train.warmup must lie in [0, 1), got {self.warmup}")
-        ConfigError.raise_if(wrong)
+    chunk_tokens: Annotated[int, Ge(1)] | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DiagnoseConfig:
     """What is measured about the source of negatives, on queries that were not trained on.
 
@@ -132,14 +109,9 @@ class DiagnoseConfig:
     """
 
     examples: list[Path] = field(default_factory=list)
-    holdout: float = 0.05
-    documents: int = 1000
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse shares that are none."""
-        if not 0 <= self.holdout < 1:
-            raise ConfigError(f"diagnose.holdout must lie in [0, 1), got {self.holdout}")
+    holdout: Annotated[float, Ge(0), Lt(1)] = 0.05
+    documents: Annotated[int, Ge(0)] = 1000
+    every: Annotated[int, Ge(0)] = 0
 
 
 @dataclass
@@ -172,12 +144,12 @@ class TrackingConfig:
     group: str | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
     """Everything that decides a run.
 
     Args:
-        data: BEIR folder with the corpus and the queries.
+        data: Data set with the corpus and the queries: a BEIR folder, or another layout that is read.
         sets: Training sets; the queries trained on are those of the first. Empty trains on the qrels of
             ``train_split`` without negatives.
         candidates: Negatives per query; 0 takes what the counts of the sets give.
@@ -187,12 +159,12 @@ class TrainConfig:
         train_split: Split that known positives are read from, and queries where there are no sets.
         valid_split: Split that is evaluated after every epoch; null does not validate.
         tests: Splits evaluated at the end.
-        mixed: BEIR folder with the mixed-style twin of the corpus, evaluated beside it; null for none.
+        mixed: Data set with the mixed-style twin of the corpus, evaluated beside it; null for none.
         out: Folder in which the run folder is made.
         name: Name of the run folder; null makes one of encoder, config hash and seed.
         cache: Folder for token ids that runs share; null keeps none.
         seed: Decides the start of the weights, the order of the queries and the dropout.
-        encoder: The encoder.
+        encoder: The encoder: ``static``, ``small``, ``transformer``, or ``saved`` to start from a folder.
         loss: What is minimised.
         train: How its weights are learned.
         diagnose: What is measured about the source of negatives.
@@ -202,10 +174,10 @@ class TrainConfig:
 
     data: Path
     sets: list[SetConfig] = field(default_factory=list)
-    candidates: int = 0
+    candidates: Annotated[int, Ge(0)] = 0
     exact: bool = True
     voices: Path | None = None
-    voice_share: float = 0.5
+    voice_share: Annotated[float, Ge(0), Le(1)] = 0.5
     train_split: str = "train"
     valid_split: str | None = None
     tests: list[str] = field(default_factory=lambda: ["test"])
@@ -213,13 +185,22 @@ class TrainConfig:
     out: Path = Path("runs")
     name: str | None = None
     cache: Path | None = None
-    seed: int = 0
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    seed: Annotated[int, Ge(0)] = 0
+    encoder: Annotated[Component[Encoder], ENCODERS] = field(
+        default_factory=lambda: ENCODERS.component("static")
+    )
     loss: LossConfig = field(default_factory=LossConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     fit: RetrievalFit = field(default_factory=RetrievalFit)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_train_config(
+    path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Read the settings of a run; see :func:`common.config.load`."""
+    return load_config(TrainConfig, path, overrides, base, renamed=RENAMED)
 
 
 def run_hash(config: TrainConfig) -> str:

@@ -15,22 +15,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from causalneg.data.formats import Dataset as Retrieval
-from causalneg.data.formats import resolve_passage
+from causalneg.data import Dataset as Retrieval
+from causalneg.data import passage_key, resolve_passage
+from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.schema import Example, Negative, Passage
 from causalneg.encoders import Encoder
 from common.errors import DataError
 from common.ragged import Ragged
 from common.training.fit import position
-
-Key = tuple[str | None, str | None, str]
-"""What makes two passages the same: document, own text, title."""
-
-
-def passage_key(passage: Passage) -> Key:
-    """Equal for passages with the same content."""
-    own = passage.text is not None
-    return (None if own else passage.document_id, passage.text, passage.title if own else "")
 
 
 def combine(

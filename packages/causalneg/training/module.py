@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalneg import losses
 from causalneg.encoders import Encoder
 from causalneg.evaluation.diagnostics import gradient_signals
+from causalneg.losses import EmbeddedBatch, Term, info_nce
 from causalneg.training.cached import cached_embeddings, token_chunks
-from causalneg.training.config import LossConfig, OptimConfig
 from causalneg.training.data import Batch
 from common.ragged import Ragged
 
@@ -23,17 +22,20 @@ Measure = Callable[[Encoder], dict[str, float]]
 """Figures of an encoder by name."""
 
 
-LEARNING_RATES = {"static": 1.0, "small": 1e-3, "transformer": 5e-5}
-"""Learning rate by kind of encoder, where the config names none."""
-
-
 class RetrievalModule(L.LightningModule):
     """The shell around an encoder: encode, call the losses, log; optimiser and schedule.
 
     Args:
         encoder: The encoder.
-        loss: What is minimised.
-        optim: How the weights are learned.
+        temperature: tau of InfoNCE.
+        in_batch: Which texts of other queries are candidates; see :func:`causalneg.losses.info_nce`.
+        terms: Terms of the loss beside InfoNCE, by the name that they are logged under.
+        learning_rate: Learning rate; None takes the encoder's own.
+        weight_decay: Decay of matrices.
+        warmup: Share of all steps in which the learning rate rises linearly from 0.
+        decay: Whether it then falls linearly to 0.
+        cached: Whether gradients are cached at the embeddings.
+        chunk_tokens: Tokens of a chunk of cached gradients; None: 4,096 on a CPU, else 16,384.
         steps: Optimiser steps of the whole training, for the schedule.
         validation: Evaluates the encoder when an epoch ends; its metrics are logged under ``valid/``.
         probe: Measures the source shortcut of the encoder; logged under ``probe/``.
@@ -45,16 +47,27 @@ class RetrievalModule(L.LightningModule):
         self,
         encoder: Encoder,
         *,
-        loss: LossConfig,
-        optim: OptimConfig,
-        steps: int,
+        temperature: float = 0.05,
+        in_batch: bool | Literal["documents"] = False,
+        terms: Mapping[str, Term] | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        warmup: float = 0.1,
+        decay: bool = True,
+        cached: bool = False,
+        chunk_tokens: int | None = None,
+        steps: int = 1,
         validation: Measure | None = None,
         probe: Measure | None = None,
         probe_every: int = 0,
         untrained: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.loss_config, self.optim, self.steps = encoder, loss, optim, max(steps, 1)
+        self.encoder, self.temperature, self.in_batch = encoder, temperature, in_batch
+        self.terms = {name: term for name, term in (terms or {}).items() if term.weight}
+        self.learning_rate = encoder.default_learning_rate if learning_rate is None else learning_rate
+        self.weight_decay, self.warmup, self.decay = weight_decay, warmup, decay
+        self.cached, self.chunk_tokens, self.steps = cached, chunk_tokens, max(steps, 1)
         self._validation, self._probe, self._probe_every = validation, probe, probe_every
         self._untrained = untrained
 
@@ -68,11 +81,11 @@ class RetrievalModule(L.LightningModule):
     def _chunked(
         self, ids: Int[Tensor, " tokens"], offsets: Int[Tensor, " texts_plus_one"], *, query: bool
     ) -> Float[Tensor, "texts dim"]:
-        if not self.optim.cached:
+        if not self.cached:
             embeddings: Tensor = self.encoder(ids, offsets, query=query)
             return embeddings
         tokens = Ragged(ids.cpu().numpy(), offsets.cpu().numpy())
-        size = self.optim.chunk_tokens or (4096 if ids.device.type == "cpu" else 16_384)
+        size = self.chunk_tokens or (4096 if ids.device.type == "cpu" else 16_384)
         chunks, place = token_chunks(tokens, query=query, chunk_tokens=size)
         made = cached_embeddings(self.encoder, [chunk.to(ids.device) for chunk in chunks])
         return made[place.to(ids.device)]
@@ -81,43 +94,33 @@ class RetrievalModule(L.LightningModule):
         self, batch: Batch
     ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "queries dim"], Float[Tensor, "documents dim"]]:
         """Every term of the loss by name, its weight included, and the embeddings that it was made of."""
-        config = self.loss_config
         query, documents = self.embed(batch)
-        positive, negatives = documents[batch.positive], documents[batch.negative]
-        terms = {
-            "info_nce": losses.info_nce(
+        embedded = EmbeddedBatch(
+            query,
+            documents[batch.positive],
+            documents[batch.negative],
+            batch.negative_row,
+            batch.generated,
+        )
+        known = self.in_batch is not False
+        found = {
+            "info_nce": info_nce(
                 query,
-                positive,
-                negatives,
+                embedded.positive,
+                embedded.negatives,
                 batch.negative_row,
-                config.temperature,
-                config.in_batch,
-                positive_id=batch.positive_id if config.in_batch else None,
-                negative_id=batch.negative_id if config.in_batch else None,
-                known_row=batch.known_row if config.in_batch else None,
-                known_id=batch.known_id if config.in_batch else None,
-                gather=bool(config.in_batch) and torch.distributed.is_initialized(),
+                self.temperature,
+                self.in_batch,
+                positive_id=batch.positive_id if known else None,
+                negative_id=batch.negative_id if known else None,
+                known_row=batch.known_row if known else None,
+                known_id=batch.known_id if known else None,
+                gather=known and torch.distributed.is_initialized(),
             )
         }
-        if config.entropy_weight:
-            terms["entropy"] = config.entropy_weight * losses.query_view_entropy(
-                query,
-                negatives,
-                batch.negative_row,
-                batch.generated,
-                config.entropy_temperature,
-                scope=config.entropy_scope,
-            )
-        if config.matching_weight:
-            terms["matching"] = config.matching_weight * losses.distribution_matching(
-                query,
-                negatives,
-                batch.negative_row,
-                batch.generated,
-                distance=config.matching,
-                gradient=config.matching_gradient,
-            )
-        return terms, query, documents
+        for name, term in self.terms.items():
+            found[name] = term.weight * term.value(embedded)
+        return found, query, documents
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs every term of the loss, and what the negatives of each source weigh in it."""
@@ -134,7 +137,7 @@ class RetrievalModule(L.LightningModule):
                 documents.detach()[batch.negative],
                 batch.negative_row,
                 batch.generated,
-                self.loss_config.temperature,
+                self.temperature,
             )
             self.log_dict({f"train/{k}": v for k, v in signals.items()}, batch_size=size)
         return loss
@@ -167,14 +170,13 @@ class RetrievalModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The encoder's own optimiser where it has one, else AdamW; linear warm-up and decay."""
-        rate = self.optim.learning_rate or LEARNING_RATES[self.encoder.kind]
-        optimizer = self.encoder.optimizer(lr=rate, weight_decay=self.optim.weight_decay)
-        warmup = math.ceil(self.optim.warmup * self.steps)
+        optimizer = self.encoder.optimizer(lr=self.learning_rate, weight_decay=self.weight_decay)
+        warmup = math.ceil(self.warmup * self.steps)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            return max(self.steps - step, 1) / max(self.steps - warmup, 1) if self.optim.decay else 1.0
+            return max(self.steps - step, 1) / max(self.steps - warmup, 1) if self.decay else 1.0
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -11,28 +11,25 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from causalneg.data.formats import Dataset, read_dataset, read_examples
-from causalneg.data.formats import Report as Tell
+from causalneg.data import Dataset, passage_key, read_dataset, read_examples
+from causalneg.data import Report as Tell
+from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.schema import Example, Passage
-from causalneg.encoders import Encoder, build_encoder, load_encoder
+from causalneg.encoders import Encoder, load_encoder
+from causalneg.encoders.cache import tokenize
 from causalneg.evaluation.diagnostics import SourceReport
-from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views, tokenize
+from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views
 from causalneg.evaluation.probe import Probe
-from causalneg.losses import easy_negatives
-from causalneg.training.config import TrainConfig, run_hash
+from causalneg.training.build import make_encoder, make_module
+from causalneg.training.config import TrainConfig, load_train_config, run_hash
 from causalneg.training.data import (
-    Key,
     RetrievalData,
     TrainingSet,
     ValidatedData,
     combine,
     held_out,
-    passage_key,
 )
-from causalneg.training.module import RetrievalModule
-from common.config import load as load_config
 from common.config import save as save_config
 from common.errors import ConfigError, DataError
 from common.files import atomic_write
@@ -95,7 +92,9 @@ def open_material(config: TrainConfig, *, skip_bad: bool = False, tell: Tell | N
     else:
         probes = [e for e in combined if held_out(e.query.id, share)]
     voices = _voices(config.voices, skip_bad, tell) if config.voices else {}
-    return Material(dataset, kept, probes, voices, make_encoder(config, dataset))
+    return Material(
+        dataset, kept, probes, voices, make_encoder(config, [d.content for d in dataset.documents])
+    )
 
 
 def _examples(path: Path, skip_bad: bool = False, tell: Tell | None = None) -> list[Example]:
@@ -137,16 +136,6 @@ def _voices(path: Path, skip_bad: bool, tell: Tell | None) -> dict[Key, Passage]
     if not found:
         raise DataError(f"{path}: holds no rewritten passage; write it with generate --both-voices")
     return found
-
-
-def make_encoder(config: TrainConfig, dataset: Dataset) -> Encoder:
-    """The encoder as it starts: loaded, or made for a corpus, its weights drawn from the seed."""
-    own = config.encoder
-    if own.start is not None:
-        return load_encoder(own.start)
-    torch.manual_seed(config.seed)
-    texts = [d.content for d in dataset.documents]
-    return build_encoder(own.kind, {"seed": config.seed, **own.options}, texts=texts)
 
 
 def train_run(
@@ -196,20 +185,18 @@ def train_run(
     probe = make_probe(config, material)
     untrained = _untrained(probe, encoder, run_dir, config.cache)
     known = untrained.figures() if untrained is not None else {}
-    module = RetrievalModule(
+    module = make_module(
+        config,
         encoder,
-        loss=config.loss,
-        optim=config.train,
         steps=_steps(config, len(training)),
         validation=_validation(config, dataset) if config.valid_split else None,
-        probe=probe.figures if probe is not None and config.diagnose.every else None,
-        probe_every=config.diagnose.every,
+        probe=probe.figures if probe is not None else None,
         untrained={name: value for name, value in known.items() if math.isfinite(value)} or None,
     )
-    if config.loss.matching_weight and untrained is not None and tell is not None:
-        warning = easy_negatives(untrained.hardness_gap)
-        if warning is not None:
-            tell(warning)
+    if untrained is not None and tell is not None:
+        for term in module.terms.values():
+            if (warning := term.warning(untrained.hardness_gap)) is not None:
+                tell(warning)
     tracking = config.tracking
     outlets = loggers(
         run_dir,
@@ -249,7 +236,7 @@ def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ra
     if config.cache is None:
         return None
     texts = [document.content for document in dataset.documents]
-    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.fingerprint)
+    return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.corpus_fingerprint)
 
 
 def make_probe(config: TrainConfig, material: Material) -> Probe | None:
@@ -355,13 +342,19 @@ def _diagnose(trained: SourceReport, untrained: SourceReport, run_dir: Path) -> 
 
 
 def diagnose_run(
-    run_dir: Path, *, examples: Sequence[Path] = (), skip_bad: bool = False, tell: Tell | None = None
+    run_dir: Path,
+    *,
+    examples: Sequence[Path] = (),
+    trust_remote_code: bool = False,
+    skip_bad: bool = False,
+    tell: Tell | None = None,
 ) -> tuple[SourceReport, SourceReport]:
     """Measure the source shortcut of a trained run again, on its own held-out queries or on other sets.
 
     Args:
         run_dir: The run folder; diagnosis.json in it is replaced.
         examples: Training sets to measure on instead of the run's own.
+        trust_remote_code: Whether code that lies in the folder of the run's encoder may run.
         skip_bad: Whether malformed lines are left out.
         tell: Told how many were.
 
@@ -374,7 +367,7 @@ def diagnose_run(
     """
     if not (run_dir / "config.yaml").is_file():
         raise DataError(f"{run_dir}: not a run folder (no config.yaml); `causalneg train` makes one")
-    config = load_config(TrainConfig, run_dir / "config.yaml")
+    config = load_train_config(run_dir / "config.yaml")
     if examples:
         chosen = dataclasses.replace(config.diagnose, examples=list(examples))
         config = dataclasses.replace(config, diagnose=chosen)
@@ -382,7 +375,7 @@ def diagnose_run(
     probe = make_probe(config, material)
     if probe is None:
         raise ConfigError("diagnose.holdout: no query was held out of training, so nothing can be measured")
-    trained = probe.report(load_encoder(run_dir / "encoder"))
+    trained = probe.report(load_encoder(run_dir / "encoder", trust_remote_code=trust_remote_code))
     untrained = probe.report(material.encoder)
     _diagnose(trained, untrained, run_dir)
     return trained, untrained

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from causalneg.data.formats import write_dataset
+from causalneg.data import write_dataset
 from causalneg.data.schema import Document, Query
 from causalneg.text.style import mixed_corpus, stylise
 from causalneg.world import edits as editing

@@ -50,7 +50,14 @@ def _refuse_resolvers(value: Any, where: str, path: str, mistakes: list[str]) ->
 
 def _override(config: Any, key: str, value: Any, mistakes: list[str]) -> None:
     try:
-        OmegaConf.update(config, key, value, merge=True, force_add=True)
+        old = OmegaConf.select(config, key)
+        # Another component brings its own settings: those of the one before do not belong to it.
+        other = (
+            isinstance(value, dict)
+            and OmegaConf.is_dict(old)
+            and value.get("name") not in (None, old.get("name"))
+        )
+        OmegaConf.update(config, key, value, merge=not other, force_add=True)
     except OmegaConfBaseException as error:
         mistakes.append(f"command line: {key}: {str(error).splitlines()[0]}")
     except (AttributeError, TypeError, ValueError, IndexError, KeyError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytrec_eval
 
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, suggest
 from common.files import atomic_path
 
 Run = Mapping[str, Mapping[str, float]]
@@ -55,19 +55,103 @@ def _checked(run: Run) -> dict[str, dict[str, float]]:
     return out
 
 
-def retrieval_metrics(
-    run: Run,
-    qrels: Mapping[str, Mapping[str, int]],
-    *,
-    ndcg: Sequence[int] = (10,),
-    recall: Sequence[int] = (10, 100),
-    mrr: Sequence[int] = (10,),
-) -> RetrievalMetrics:
-    """nDCG, recall and reciprocal rank at cut-offs k, per query and on average; computed by pytrec_eval.
+class JudgedRun:
+    """A run with the judgements that it is measured by: what a measure is given.
 
-    - ``ndcg@k``: ``DCG / ideal DCG``, ``DCG = sum_{rank <= k} grade / log2(rank + 1)``.
-    - ``recall@k``: share of the positives among the first k.
-    - ``mrr@k``: ``1 / rank`` of the first positive, 0 if it is not among the first k.
+    Args:
+        run: Scores by query id, then document id; finite.
+        qrels: Grades of the queries that are measured, none negative; each query has a positive.
+    """
+
+    def __init__(self, run: Mapping[str, dict[str, float]], qrels: Mapping[str, dict[str, int]]) -> None:
+        self.qrels = qrels
+        self.run = {query: run[query] for query in qrels if query in run}
+        self._trec: dict[str, dict[str, float]] = {}
+
+    def ranking(self, query: str) -> list[str]:
+        """Documents of a query, best first; equal scores (32 bits) by id, the last in byte order first."""
+        scores = self.run.get(query, {})
+        documents = sorted(scores, key=lambda document: document.encode(), reverse=True)
+        values = np.array([scores[document] for document in documents]).astype(np.float32)
+        return [documents[at] for at in np.argsort(-values, kind="stable")]
+
+    def trec(self, measure: str) -> dict[str, float]:
+        """A measure of trec_eval by query, such as ``"ndcg_cut.10"``; 0 for queries without documents."""
+        if measure not in self._trec:
+            values = pytrec_eval.RelevanceEvaluator(self.qrels, {measure}).evaluate(self.run)
+            key = measure.replace(".", "_")
+            self._trec[measure] = {
+                query: float(values[query][key]) if query in self.run else 0.0 for query in self.qrels
+            }
+        return self._trec[measure]
+
+
+Measure = Callable[[JudgedRun, int | None], Mapping[str, float]]
+"""Gives the value of every query of a run at a cut-off; None: of the whole run."""
+
+
+def _trec(name: str) -> Measure:
+    """A measure of trec_eval, with a cut-off where one is given."""
+    return lambda judged, cut: judged.trec(name if cut is None else f"{name}.{cut}")
+
+
+def ndcg(judged: JudgedRun, cut: int | None) -> Mapping[str, float]:
+    """``DCG / ideal DCG``, ``DCG = sum_{rank <= k} grade / log2(rank + 1)``.
+
+    Source: Järvelin and Kekäläinen 2002, with the grade itself as the gain, as trec_eval has it.
+    """
+    return judged.trec("ndcg" if cut is None else f"ndcg_cut.{cut}")
+
+
+def mrr(judged: JudgedRun, cut: int | None) -> Mapping[str, float]:
+    """``1 / rank`` of the first positive, 0 if it is not among the first k."""
+    values = judged.trec("recip_rank")
+    return {query: value if cut is None or value >= 1 / cut else 0.0 for query, value in values.items()}
+
+
+def average_precision(judged: JudgedRun, cut: int | None) -> Mapping[str, float]:
+    """Mean over the positives of the precision at the rank of each, 0 for one beyond the first k."""
+    return judged.trec("map" if cut is None else f"map_cut.{cut}")
+
+
+RETRIEVAL_MEASURES: dict[str, Measure] = {
+    "ndcg": ndcg,
+    "recall": _trec("recall"),
+    "mrr": mrr,
+    "map": average_precision,
+    "precision": _trec("P"),
+    "success": _trec("success"),
+}
+"""Measures by name: share of the positives among the first k (recall), share of the first k that are positive
+(precision), whether any is (success). A new one is a function and a line here."""
+
+MEASURES = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
+"""What is measured where nothing else is asked for."""
+
+
+def parse_measure(name: str) -> tuple[str, int | None]:
+    """Family and cut-off of a measure: ``"ndcg@10"`` is nDCG of the first ten.
+
+    Raises:
+        ConfigError: There is no such measure, or the cut-off is no number above 0.
+    """
+    family, at, cut = name.partition("@")
+    if family not in RETRIEVAL_MEASURES:
+        there = ", ".join(RETRIEVAL_MEASURES)
+        raise ConfigError(
+            f"there is no measure '{name}'{suggest(family, RETRIEVAL_MEASURES) or f'; there are {there}'}"
+        )
+    if at and not (cut.isascii() and cut.isdecimal() and int(cut) >= 1):
+        raise ConfigError(f"measure '{name}': the cut-off behind @ must be a whole number of 1 or more")
+    if not at and family in ("recall", "precision", "success"):
+        raise ConfigError(f"measure '{name}' needs a cut-off, such as {name}@10")
+    return family, int(cut) if at else None
+
+
+def retrieval_metrics(
+    run: Run, qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str] = MEASURES
+) -> RetrievalMetrics:
+    """Measures of a run, per query and on average; see :data:`RETRIEVAL_MEASURES`.
 
     A grade above 0 is positive; a negative grade counts as 0. Documents without a grade count 0. Documents
     are put in order by score, rounded to 32 bits; equal ones by document id, the LAST in byte order first:
@@ -77,43 +161,29 @@ def retrieval_metrics(
     Args:
         run: Scores; queries that the qrels lack are ignored.
         qrels: Grades.
-        ndcg: Cut-offs of nDCG.
-        recall: Cut-offs of recall.
-        mrr: Cut-offs of the reciprocal rank.
+        measures: Names, such as ``"ndcg@10"``.
 
     Raises:
-        ConfigError: A cut-off is below 1.
+        ConfigError: There is no such measure.
         DataError: No query has a positive, or a score is not finite.
     """
-    for name, cuts in (("ndcg", ndcg), ("recall", recall), ("mrr", mrr)):
-        for cut in cuts:
-            if cut < 1:
-                raise ConfigError(f"cut-offs of {name} must be 1 or more, got {cut}")
-    judged = {
+    chosen = {name: parse_measure(name) for name in measures}
+    positive = {
         query: {document: max(int(grade), 0) for document, grade in grades.items()}
         for query, grades in qrels.items()
         if any(grade > 0 for grade in grades.values())
     }
-    if not judged:
+    if not positive:
         raise DataError(f"none of the {len(qrels)} queries of the qrels has a positive")
-    found = _checked({query: run[query] for query in judged if query in run})
-    names = {f"ndcg@{cut}": f"ndcg_cut_{cut}" for cut in ndcg} | {
-        f"recall@{cut}": f"recall_{cut}" for cut in recall
-    }
-    measures = {f"{kind}.{cut}" for kind, cuts in (("ndcg_cut", ndcg), ("recall", recall)) for cut in cuts}
-    values = pytrec_eval.RelevanceEvaluator(judged, measures | {"recip_rank"}).evaluate(found)
+    judged = JudgedRun(_checked({query: run[query] for query in positive if query in run}), positive)
     per_query = {
-        name: {query: float(values[query][measure]) if query in found else 0.0 for query in judged}
-        for name, measure in names.items()
+        name: dict(RETRIEVAL_MEASURES[family](judged, cut)) for name, (family, cut) in chosen.items()
     }
-    for cut in mrr:
-        rank = {query: float(values[query]["recip_rank"]) if query in found else 0.0 for query in judged}
-        per_query[f"mrr@{cut}"] = {query: value if value >= 1 / cut else 0.0 for query, value in rank.items()}
     return RetrievalMetrics(
         per_query=per_query,
         mean={name: math.fsum(of.values()) / len(of) for name, of in per_query.items()},
-        missing=len(judged) - len(found),
-        without_positive=len(qrels) - len(judged),
+        missing=len(positive) - len(judged.run),
+        without_positive=len(qrels) - len(positive),
     )
 
 

@@ -1,4 +1,4 @@
-"""Numbers to PNG plots; apart from report.py, since what only prints a table need not load matplotlib."""
+"""Numbers to plots; apart from tables.py, since what only prints a table need not load matplotlib."""
 
 from __future__ import annotations
 
@@ -59,13 +59,10 @@ class Panel:
     zero: bool = False
 
 
-def line_plot(
-    path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 3, log_x: bool = False
-) -> None:
-    """Panels of lines with points and, where given, bands; written as PNG, atomically.
+def line_plot(panels: Sequence[Panel], *, title: str = "", columns: int = 3, log_x: bool = False) -> Figure:
+    """Panels of lines with points and, where given, bands.
 
     Args:
-        path: Where to write.
         panels: The plots, row by row.
         title: Title over all panels.
         columns: Panels in a row, at most.
@@ -84,19 +81,17 @@ def line_plot(
             axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
-        _dress(axis, panel)
-    _save(figure, axes, path)
+        _style(axis, panel)
+    _add_legend(figure, axes)
+    return figure
 
 
-def bar_plot(
-    path: Path, panels: Sequence[Panel], *, title: str = "", columns: int = 3, width: float = 4.6
-) -> None:
-    """Panels of grouped bars with, where given, error bars; written as PNG, atomically.
+def bar_plot(panels: Sequence[Panel], *, title: str = "", columns: int = 3, width: float = 4.6) -> Figure:
+    """Panels of grouped bars with, where given, error bars.
 
     The vertical axis starts near the data unless the panel says ``zero``.
 
     Args:
-        path: Where to write.
         panels: The plots, row by row; the series of a panel share their ``x``.
         title: Title over all panels.
         columns: Panels in a row, at most.
@@ -129,8 +124,9 @@ def bar_plot(
         if ends and not panel.zero:
             margin = 0.08 * (max(ends) - min(ends)) or 1.0
             axis.set_ylim(min(ends) - margin, max(ends) + margin)
-        _dress(axis, panel)
-    _save(figure, axes, path)
+        _style(axis, panel)
+    _add_legend(figure, axes)
+    return figure
 
 
 def _grid(count: int, columns: int, title: str, width: float = 4.6) -> tuple[Figure, list[Axes]]:
@@ -145,7 +141,7 @@ def _grid(count: int, columns: int, title: str, width: float = 4.6) -> tuple[Fig
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
 
 
-def _dress(axis: Axes, panel: Panel) -> None:
+def _style(axis: Axes, panel: Panel) -> None:
     axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel(panel.x_label, fontsize=9)
     axis.set_ylabel(panel.y_label, fontsize=9)
@@ -159,7 +155,7 @@ def _dress(axis: Axes, panel: Panel) -> None:
         axis.axhline(0, color="0.4", linewidth=0.8)
 
 
-def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
+def _add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     named: dict[str, Artist] = {}
     for axis in axes:
         handles, names = axis.get_legend_handles_labels()
@@ -169,6 +165,15 @@ def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
         figure.legend(
             named.values(), named.keys(), loc=place, ncols=6, fontsize=8, frameon=False, handlelength=3
         )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure: The figure.
+        path: Where to write.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     atomic_write(path, buffer.getvalue())

@@ -113,7 +113,9 @@ class Batches(torch.utils.data.Dataset[Batch]):
     @property
     def cost(self) -> Int[np.ndarray, " rows"]:
         """Behaviours each row brings into a batch: its truncated length."""
-        cost: Int[np.ndarray, " rows"] = np.minimum(self.split.end, self.max_length)
+        split = self.split
+        stored = split.end if split.start is None else split.end - split.start
+        cost: Int[np.ndarray, " rows"] = np.minimum(stored, self.max_length)
         return cost
 
     def __getitem__(self, rows: Int[np.ndarray, " samples"]) -> Batch:
@@ -121,7 +123,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
         store, split = self.store, self.split
         user = np.asarray(split.user[rows], dtype=np.int64)
         end = np.asarray(split.end[rows], dtype=np.int64)
-        first = np.maximum(end - self.max_length, 0)
+        begin_of_history = 0 if split.start is None else np.asarray(split.start[rows], dtype=np.int64)
+        first = np.maximum(end - self.max_length, begin_of_history)
         owner, stretch, stretch_length, start = _stretches(user, first, end)
         begin = store.histories.offsets[owner] + stretch
         place = span_positions(begin, stretch_length)

@@ -9,10 +9,12 @@ A store is a folder::
     histories.offsets.npy            ... and where each begins
     behaviours/COLUMN.npy            what else is known of each behaviour, aligned with the item indices
     vocabularies/NAME                what the indices of a column stand for (see Store.vocabularies)
-    SPLIT/{user,item,end,length,label}.npy, SPLIT/probability.npy (if known), SPLIT/context/FEATURE.npy
+    SPLIT/{user,item,end,length,label}.npy, SPLIT/context/FEATURE.npy
+    SPLIT/start.npy, SPLIT/probability.npy    where there are any
 
-The history of a row is ``histories[user][:end]``. ``length`` is the number of behaviours the user
-really had before the row, which is more than ``end`` where the source itself was cut off.
+The history of a row is ``histories[user][start:end]``, ``start`` being 0 where nothing else is said.
+``length`` is the number of behaviours the user really had before the row, which is more than are stored where
+the source itself was cut off.
 :class:`lain.data.writer.StoreWriter` makes one.
 """
 
@@ -48,6 +50,7 @@ class Split:
         label: 1 for a click, 0 for none.
         context: Context features by name.
         probability: True click probability, where the world that made the rows knows it.
+        start: The first stored behaviour that belongs to the row's history; None: 0 everywhere.
     """
 
     user: Int[np.ndarray, " rows"]
@@ -57,6 +60,7 @@ class Split:
     label: UInt8[np.ndarray, " rows"]
     context: dict[str, Shaped[np.ndarray, "rows ..."]]
     probability: Float[np.ndarray, " rows"] | None = None
+    start: Int[np.ndarray, " rows"] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -176,7 +180,9 @@ class Store:
         }
         known = (folder / "probability.npy").exists()
         probability = _load(folder / "probability.npy", np.float32, (rows,)) if known else None
-        return Split(**columns, context=context, probability=probability)
+        windowed = (folder / "start.npy").exists()
+        start = _load(folder / "start.npy", np.int32, (rows,)) if windowed else None
+        return Split(**columns, context=context, probability=probability, start=start)
 
     def column(self, name: str) -> Feature:
         """One of the columns of the behaviours.

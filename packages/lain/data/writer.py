@@ -84,6 +84,7 @@ class SplitWriter:
             if f.source == "context"
         }
         self._probability: ArrayWriter | None = None
+        self._start: ArrayWriter | None = None
 
     def append(
         self,
@@ -95,6 +96,7 @@ class SplitWriter:
         label: Shaped[np.ndarray, " rows"],
         context: Mapping[str, Shaped[np.ndarray, "rows ..."]] | None = None,
         probability: Float[np.ndarray, " rows"] | None = None,
+        start: Int[np.ndarray, " rows"] | None = None,
     ) -> None:
         """Add rows; the arguments are as in :class:`Split`.
 
@@ -103,7 +105,7 @@ class SplitWriter:
                 neither 0 nor 1, or a context feature is missing or outside its size.
         """
         context = context or {}
-        self._check(user, item, end, length, label, context)
+        self._check(user, item, end, length, label, context, start)
         for name, values in (("user", user), ("item", item), ("end", end), ("length", length)):
             self._columns[name].append(values)
         self._columns["label"].append(label)
@@ -115,6 +117,12 @@ class SplitWriter:
             if self._probability is None:
                 self._probability = ArrayWriter(self._folder / "probability.npy", np.float32)
             self._probability.append(probability)
+        if (start is None) != (self._start is None) and self.written:
+            raise ValueError("either all pieces of a split have starts or none has")
+        if start is not None:
+            if self._start is None:
+                self._start = ArrayWriter(self._folder / "start.npy", np.int32)
+            self._start.append(start)
         self.written += len(user)
 
     def _check(
@@ -125,6 +133,7 @@ class SplitWriter:
         length: np.ndarray,
         label: np.ndarray,
         context: Mapping[str, np.ndarray],
+        start: np.ndarray | None,
     ) -> None:
         store, where, found = self._store, f"split {self.name}, row", []
         users, items = store.num_users, store.num_items
@@ -140,7 +149,9 @@ class SplitWriter:
         stored = store.history_lengths[np.where(strange, 0, user)]
         report(~strange & (end > stored), "end {} is beyond the user's sequence", end)
         report(end < 0, "end {} is negative", end)
-        report(length < end, "length {} is less than the stored history", length)
+        first = np.zeros_like(end) if start is None else start
+        report((first < 0) | (first > end), "start {} is outside 0 to the end of the history", first)
+        report(length < end - first, "length {} is less than the stored history", length)
         report((label != 0) & (label != 1), "label {} is neither 0 nor 1", label)
         for feature in store.features:
             if feature.source != "context":
@@ -157,7 +168,7 @@ class SplitWriter:
     def close(self) -> None:
         """Close the files."""
         with ExitStack() as stack:
-            for writer in (*self._columns.values(), *self._context.values(), self._probability):
+            for writer in (*self._columns.values(), *self._context.values(), self._probability, self._start):
                 if writer is not None:
                     stack.callback(writer.close)
 

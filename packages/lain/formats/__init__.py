@@ -1,16 +1,21 @@
-"""Public data sets, turned into a store."""
+"""Public data sets and logs of one's own, turned into a store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from common.cli import report
 from common.errors import ConfigError, suggest
 from lain.formats.kuairand import prepare_kuairand
+from lain.formats.log import load_schema, prepare_log
+from lain.formats.log.builtin import BUILTIN, builtin_schema
+from lain.formats.log.checks import leaks
 from lain.formats.movielens import prepare_movielens
 from lain.formats.reczoo import prepare_reczoo
 from lain.formats.tables import Progress
 
-FORMATS = ("reczoo", "kuairand", "movielens")
+READERS = ("log", "reczoo", "kuairand", "movielens")
+FORMATS = (*READERS, *BUILTIN)
 FRACTIONS = (0.8, 0.1, 0.1)
 """Shares of the ratings of MovieLens, in time order, that train, validate and test."""
 
@@ -27,17 +32,18 @@ def prepare(
     fractions: tuple[float, float, float] = FRACTIONS,
     progress: bool = False,
 ) -> Path:
-    """Turn a public data set into a store.
+    """Turn a log or a public data set into a store.
 
-    Large tables are read and written in pieces: preparing a reczoo folder needs little more memory than
-    one piece and one number per user, MovieLens and KuaiRand a few numbers per row.
+    Large tables are read and written in pieces: memory holds one piece, and some bytes for every user and
+    item. What looks like a leak is reported on standard error.
 
     Args:
-        format: ``reczoo``, ``kuairand`` or ``movielens``; :mod:`lain.formats.reczoo` and its siblings
-            say which files and columns each needs and what becomes of them.
-        source: The folder with the files.
+        format: ``log``, ``reczoo``, ``kuairand``, ``movielens``, or a log with a schema that comes with this
+            program (:mod:`lain.formats.log.builtin`).
+        source: The folder with the files; for a log also a file or a pattern.
         out: The store to write; one already there is replaced when all went well.
-        schema: YAML file that describes the columns (reczoo); None: ``schema.yaml`` in the folder.
+        schema: YAML file that describes the columns (log, reczoo); None for reczoo: ``schema.yaml`` in the
+            folder.
         valid_days: Last days of the training part that become the valid split (kuairand).
         fractions: Shares of rows, in time order, that train, validate and test (movielens).
         progress: Whether to say on standard error how far reading is.
@@ -54,13 +60,22 @@ def prepare(
         raise ConfigError(
             f"format '{format}' is not known; there are {', '.join(FORMATS)}{suggest(format, FORMATS)}"
         )
-    if schema is not None and format != "reczoo":
-        raise ConfigError(f"a schema is for the format reczoo; {format} needs none")
-    tell = Progress(progress)
-    if format == "reczoo":
-        prepare_reczoo(source, out, schema, tell)
+    if schema is not None and format not in ("log", "reczoo"):
+        raise ConfigError(f"a schema is for the formats log and reczoo; {format} needs none")
+    shown = Progress(progress)
+    notices: list[str] = []
+    if format == "log":
+        if schema is None:
+            raise ConfigError("log: needs --schema; `lain prepare log SOURCE --propose` prints one")
+        notices = prepare_log(source, out, load_schema(schema), shown)
+    elif format == "reczoo":
+        prepare_reczoo(source, out, schema, shown)
     elif format == "kuairand":
-        prepare_kuairand(source, out, valid_days, tell)
+        prepare_kuairand(source, out, valid_days, shown)
+    elif format == "movielens":
+        prepare_movielens(source, out, fractions, shown)
     else:
-        prepare_movielens(source, out, fractions, tell)
+        notices = prepare_log(source, out, builtin_schema(format, source), shown, notes={"format": format})
+    for notice in (*notices, *leaks(out)):
+        report(f"note: {notice}")
     return out

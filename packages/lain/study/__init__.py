@@ -1,1 +1,1 @@
-"""Click-through studies: comparison of arms and their report."""
+"""Click-through studies: their data, tables and plots."""

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Real
 
-from causalneg.data.formats import Dataset
+from causalneg.data import Dataset
 from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, Verdict
 from causalneg.generation.writers.english import quoted, says_verb
 from causalneg.text.corpus import EDITS, Corpus, answering_limit, cut
@@ -203,7 +203,7 @@ class _Checker:
         self, dataset: Dataset, world: World | None, near: float, copies: int, range_share: float
     ) -> None:
         self.dataset, self.world, self.near, self.copies = dataset, world, near, copies
-        self.corpus = Corpus.of(dataset.documents)
+        self.corpus = Corpus.of(dataset)
         self.shortest, self.longest = _range(self.corpus.lengths, range_share)
         self.least_function, self.most_function = _range(self.corpus.function_shares, range_share)
         self.positives: dict[str, set[str]] = {}

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from causalneg.data.formats import Dataset, resolve_passage
+from causalneg.data import Dataset, resolve_passage
 from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, Verdict
 from causalneg.generation.journal import Journal
 from causalneg.generation.steps import Budget, Call, Job, Runner

@@ -1,0 +1,1 @@
+"""Schemas of public logs, one YAML file each."""

@@ -1,0 +1,87 @@
+"""Click-through studies, for the study engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import config
+from common.config import Registry
+from common.study.collect import Run, run_rows
+from common.study.execute import Worker
+from common.study.kind import StudyKind
+from common.study.plan import RunSpec, Study
+from common.study.results import settings_of
+from common.training.fit import forget_optimizer
+from lain.study.data import PreparedCTR, prepare_data
+from lain.study.resample import UserResampler
+from lain.study.table import CTRReport, study_table
+from lain.training.config import TrainConfig
+from lain.training.run import train_run
+
+PLOTS: Registry[Any] = Registry("plot", given={"report"})
+PLOTS.add("auc_by_bucket", "lain.study.plots:auc_by_bucket")
+PLOTS.add("length_sweep", "lain.study.plots:length_sweep")
+PLOTS.add("attention", "lain.study.plots:attention")
+
+
+def train(spec: RunSpec, folder: Path, *, data: Path) -> None:
+    """Train and test one run, in a worker process."""
+    train_run(config.load(TrainConfig, None, base={**settings_of(spec), "data": str(data)}), folder)
+
+
+class CTRStudies(StudyKind[Study, PreparedCTR, UserResampler]):
+    """Arms differ by history length; users are resampled."""
+
+    command = "lain"
+    area = "ctr"
+    study_class = Study
+    config_class = TrainConfig
+    backbone_key = "model.name"
+    plots = PLOTS
+
+    def prepare(
+        self, study: Study, source: Path | None, out: Path, *, workers: int, report: Callable[[str], None]
+    ) -> PreparedCTR:
+        """Prepare the data set, in data/ beside the folder of the study, where studies share it."""
+        return prepare_data(study.data, source, out.parent / "data", report)
+
+    def fingerprint(self, prepared: PreparedCTR, config: TrainConfig) -> str:
+        """Fingerprint of the data set."""
+        return prepared.fingerprint
+
+    def worker(self, prepared: PreparedCTR, out: Path) -> Worker:
+        """Trains on the prepared data set."""
+        return partial(train, data=prepared.path.resolve())
+
+    def resampler(self, runs: Sequence[Run]) -> UserResampler:
+        """Resamples the users of the test rows."""
+        return UserResampler(runs[0])
+
+    def rows(self, report: CTRReport) -> list[dict[str, Any]]:
+        """One row per run: ``{"backbone", "arm", "seed", "tag" (only of a sweep), "metrics": {...}}``."""
+        rows = []
+        for run in run_rows(report.frame):
+            row: dict[str, Any] = {"backbone": run.backbone, "arm": run.arm, "seed": run.seed}
+            if run.tag:
+                row["tag"] = run.tag
+            row["metrics"] = {m.name: value for m, value in run.metrics.items() if m.split == "test"}
+            rows.append(row)
+        return rows
+
+    def table(self, report: CTRReport) -> str:
+        """The comparison by history length."""
+        return study_table(report)
+
+    def validated(self, run: Run) -> tuple[str, float | None]:
+        """AUC on the validation rows."""
+        return "AUC", run.record.metrics.get("valid/auc")
+
+    def tidy(self, folder: Path) -> None:
+        """Keep the weights of a finished run once, without optimizer state."""
+        forget_optimizer(folder)
+
+
+CTR = CTRStudies()
