@@ -167,6 +167,9 @@ def test_mistakes_in_settings_show_before_anything_runs(tmp_path: Path) -> None:
         resolve(CTR, find_study(CTR, str(path)).plan())
     assert "did you mean 'twin'" in str(found.value)
     assert "did you mean 'head.hidden'" in str(found.value)
+    path.write_text("name: s\nbackbones: [twin]\nseeds: [0]\narms: {base: {model.embedding_dim: 8}}\n")
+    with pytest.raises(ConfigError, match=r"model\.embedding_dim: this setting is now embedding\.dim"):
+        resolve(CTR, find_study(CTR, str(path)).plan())
 
 
 def test_unknown_study_and_missing_source(
