@@ -37,10 +37,10 @@ arms:
   loglength: {length.preset: loglength}
 main: [base, lain, temperature-loglength]
 seeds: [0, 1]
-base: {model: {max_length: 200}}
+base: {history: {max_length: 200}}
 extra:
   - {backbones: [twin], arms: [loglength]}
-  - {backbones: [twin], arms: [base, lain], tag: sweep, vary: {model.max_length: [50, 200, 1000]}}
+  - {backbones: [twin], arms: [base, lain], tag: sweep, vary: {history.max_length: [50, 200, 1000]}}
 """
 
 
@@ -158,18 +158,21 @@ def test_the_studies_of_this_repository_are_valid(repo: Path, monkeypatch: pytes
         assert {run.seed for run in plan} == {0, 1, 2}
         assert all(run.arm.startswith(run.config["length"]["preset"]) for run in plan)
         resolved = complete(resolve(CTR, plan), lambda config: "f")
-        assert {run.config["model"]["backbone"] for run in resolved} == {run.backbone for run in plan}
+        assert {run.config["model"]["name"] for run in resolved} == {run.backbone for run in plan}
         assert len({run.hash for run in resolved}) == len({run.key for run in resolved})
     assert len({run.key for run in find_study(CTR, "world").plan(seeds=1)}) == 5 * 3 + 10 + 2 * 5
 
 
 def test_mistakes_in_settings_show_before_anything_runs(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text("name: s\nbackbones: [twn]\nseeds: [0]\narms: {base: {model.hedas: 2}}\n")
+    path.write_text("name: s\nbackbones: [twn]\nseeds: [0]\narms: {base: {head.hiden: [2]}}\n")
     with pytest.raises(ConfigError) as found:
         resolve(CTR, find_study(CTR, str(path)).plan())
     assert "did you mean 'twin'" in str(found.value)
-    assert "did you mean 'model.heads'" in str(found.value)
+    assert "did you mean 'head.hidden'" in str(found.value)
+    path.write_text("name: s\nbackbones: [twin]\nseeds: [0]\narms: {base: {model.embedding_dim: 8}}\n")
+    with pytest.raises(ConfigError, match=r"model\.embedding_dim: this setting is now embedding\.dim"):
+        resolve(CTR, find_study(CTR, str(path)).plan())
 
 
 def test_unknown_study_and_missing_source(
@@ -264,10 +267,10 @@ def test_a_grid_is_ranked_on_validation_rows(tmp_path: Path) -> None:
 def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
     """World, training, tests, table and plots for real; stopped, resumed, called again."""
     path = tmp_path / "tiny.yaml"
-    size = "model: {max_length: 100, top_k: 10, short_length: 20, hidden: [16]}"
+    size = "history: {max_length: 100}, head: {name: mlp, hidden: [16]}"
     base = f"base: {{{size}, fit: {{epochs: 1, progress: false}}, tracking: {{wandb: disabled}}}}\n"
     data = "data: {format: world, users: 120, rows: 2000, valid_rows: 400, test_per_bucket: 200, seed: 1}\n"
-    path.write_text(TINY.split("base: {model", maxsplit=1)[0] + base + data)
+    path.write_text(TINY.split("base: {history", maxsplit=1)[0] + base + data)
     first = command(str(path), "--seeds", "1", folder=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "ctr-tiny"

@@ -51,18 +51,16 @@ THREADS = 2
 BATCH_SIZE = 512
 TRAINING = {"embedding_l2": 1e-5, "clip": 10.0, "threads": THREADS}
 SIZES = {
-    "embedding_dim": 64,
-    "hidden": [1024, 512, 256],
-    "dropout": 0.1,
-    "batch_norm": True,
-    "short_length": 50,
-    "top_k": 50,
-    "attention_dim": 64,
-    "heads": 2,
-    "din_hidden": [64],
-    "din_activation": "dice",
-    "hashes": 2,
-    "hash_bits": 4,
+    "embedding": {"dim": 64},
+    "head": {"name": "mlp", "hidden": [1024, 512, 256], "dropout": 0.1, "batch_norm": True},
+}
+_ATTENTION = {"short_length": 50, "attention_dim": 64, "heads": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "din": {"attention_hidden": [64], "attention_activation": "dice"},
+    "dien": {},
+    "sim": _ATTENTION | {"top_k": 50},
+    "sdim": _ATTENTION | {"hashes": 2, "hash_bits": 4},
+    "twin": _ATTENTION | {"top_k": 50},
 }
 _PEER_ALL = {
     "embedding_dim": 64,
@@ -339,6 +337,7 @@ class Bench:
             "arms": list(arms),
             "max_length": max_length,
             "sizes": SIZES,
+            "model": MODELS[backbone],
         }
         return Worker(backbone, sys.executable, request)
 

@@ -84,17 +84,18 @@ class Own(Side):
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
 
+        from common.config import load
         from common.machine import keep_freed_memory
         from lain.data.module import CTRData
-        from lain.length import LengthConfig
-        from lain.training.config import ModelConfig, OptimConfig
+        from lain.training.build import build_model
+        from lain.training.config import OptimConfig, TrainConfig
         from lain.training.module import CTRModule
 
         keep_freed_memory()
         torch.set_num_threads(request["threads"])
-        config = ModelConfig(
-            backbone=request["backbone"], max_length=request["max_length"], **request["sizes"]
-        )
+        base = request["sizes"] | {"data": request["data"]}
+        base["model"] = {"name": request["backbone"], **request["model"]}
+        base["history"] = {"max_length": request["max_length"]}
         optim = OptimConfig(batch_size=request["batch_size"], embedding_l2=request["embedding_l2"])
         data = CTRData(
             Path(request["data"]), max_length=request["max_length"], batch_size=request["batch_size"]
@@ -105,7 +106,8 @@ class Own(Side):
         self.parameters = {}
         for arm in request["arms"]:
             torch.manual_seed(0)
-            module = CTRModule(config.build(data.store.features, LengthConfig(preset=arm)), optim).train()
+            config = load(TrainConfig, None, base=base | {"length": {"preset": arm}})
+            module = CTRModule(build_model(config, data.store.features), optim).train()
             self.modules[arm] = module
             self.optimizers[arm] = module.configure_optimizers()
             self.parameters[arm] = sum(p.numel() for p in module.parameters() if p.requires_grad)

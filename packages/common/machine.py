@@ -54,7 +54,9 @@ def machine_memory() -> int:
         return sys.maxsize
 
 
-def check_fits(make: Callable[[], nn.Module], *, copies: int, advice: str) -> None:
+def check_fits(
+    make: Callable[[], nn.Module], *, copies: int, advice: Callable[[nn.Module | None], str]
+) -> None:
     """Refuse a model that is larger than the machine's memory, before any of it is allocated.
 
     A system that promises more memory than it has would kill the process at some later moment. The model is
@@ -63,7 +65,8 @@ def check_fits(make: Callable[[], nn.Module], *, copies: int, advice: str) -> No
     Args:
         make: Makes the model.
         copies: How many numbers are kept for each of its weights.
-        advice: What to do when it is too large.
+        advice: What to do when it is too large, from the model without its numbers; None where even that
+            cannot be made.
 
     Raises:
         ConfigError: The model is too large.
@@ -74,7 +77,7 @@ def check_fits(make: Callable[[], nn.Module], *, copies: int, advice: str) -> No
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in str(error).lower():
             raise
-        raise ConfigError(f"model: too large for any machine; {advice}") from error
+        raise ConfigError(f"model: too large for any machine; {advice(None)}") from error
     weights = sum(weight.nbytes for weight in model.parameters())
     needed = copies * weights + sum(buffer.nbytes for buffer in model.buffers())
     there = machine_memory()
@@ -84,7 +87,7 @@ def check_fits(make: Callable[[], nn.Module], *, copies: int, advice: str) -> No
         state = " with Adam's moments" if copies > 1 else ""
         raise ConfigError(
             f"model: needs {needed / 1e9:,.1f} GB{state}, this machine has {there / 1e9:,.1f} GB "
-            f"(its largest part is {name}, {shape}); {advice}"
+            f"(its largest part is {name}, {shape}); {advice(model)}"
         )
 
 

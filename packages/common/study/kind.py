@@ -127,6 +127,9 @@ class StudyKind(ABC, Generic[S, P, R]):
     config_class: type[Any]
     """Settings of a run."""
 
+    renamed: Mapping[str, str] = {}
+    """New name of a setting by the key that it had before."""
+
     backbone_key: str
     """Where these settings keep what the matrix calls a backbone: ``model.name``."""
 

@@ -21,7 +21,8 @@ from common.training.run import load_run as load_any_run
 from lain.data.schema import Feature
 from lain.data.store import Store
 from lain.model import CTRModel
-from lain.training.config import ADAM_MOMENTS, RENAMED, TrainConfig
+from lain.training.build import ADAM_MOMENTS, build_model, largest_sizes
+from lain.training.config import RENAMED, TrainConfig
 
 if TYPE_CHECKING:
     from lain.data.module import CTRData
@@ -56,7 +57,7 @@ class CTRTask(Task):
 
     def label(self) -> str:
         """Backbone and what it knows of lengths."""
-        return f"{self.config.model.backbone}-{self.config.length.preset}"
+        return f"{self.config.model.name}-{self.config.length.preset}"
 
     def build(self, run_dir: Path) -> Training:
         """Open the data, draw the weights, and keep in the run folder what scoring needs of the data."""
@@ -67,7 +68,7 @@ class CTRTask(Task):
         torch.manual_seed(config.seed)
         on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
         copies = 1 + ADAM_MOMENTS * on_host
-        model = config.model.build(data.store.features, config.length, copies=copies)
+        model = build_model(config, data.store.features, copies=copies)
         self._built = model, data
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _save_features(data.store, run_dir)
@@ -100,11 +101,11 @@ class CTRTask(Task):
 
     def advice(self) -> str:
         """The sizes that decide how much memory a step takes."""
-        own, model = self.config.train, self.config.model
+        own = self.config.train
         return (
             f"lower train.batch_size={own.batch_size}, train.eval_batch_size={own.eval_batch_size}, "
-            f"model.max_length={model.max_length} or the model's sizes: "
-            f"{model.largest_sizes(self.config.length)}"
+            f"history.max_length={self.config.history.max_length} or the model's sizes: "
+            f"{largest_sizes(self.config)}"
         )
 
 
@@ -135,7 +136,8 @@ def open_data(config: TrainConfig, path: Path | None = None) -> CTRData:
 
     data = CTRData(
         path or config.data,
-        max_length=config.model.max_length,
+        max_length=config.history.max_length,
+        columns=config.history.columns,
         batch_size=config.train.batch_size,
         eval_batch_size=config.train.eval_batch_size,
         seed=config.seed,
@@ -161,7 +163,7 @@ def load_model(run_dir: Path) -> tuple[TrainConfig, CTRModel, Record]:
 
     config, record = load_any_run(run_dir, TrainConfig, method=CTRTask.method, renamed=RENAMED)
     features, _ = _load_features(run_dir)
-    model = config.model.build(features, config.length)
+    model = build_model(config, features)
     load_checkpoint(best_checkpoint(run_dir), CTRModule(model, config.train, config.buckets))
     return config, model.eval(), record
 
