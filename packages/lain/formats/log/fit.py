@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped, UInt64
 
 from common.errors import ConfigError, DataError
 from lain.formats.log.features import Encoder
-from lain.formats.log.plan import Plan, Table
+from lain.formats.log.plan import NOWHERE, Plan, Table
 from lain.formats.log.read import LogFile
 from lain.formats.log.scan import UNNAMED
 from lain.formats.log.schema import SPLITS
@@ -326,6 +326,11 @@ def _tables(plan: Plan, seen: _Seen, fitted: Fitted, frozen: Frozen | None) -> N
         counts = counter.result()
         weight = np.zeros(ids.size, dtype=np.int64)
         weight[ids.encode(counts["value"])] = counts["count"].to_numpy()
+        for encoder in encoders:
+            if plan.home[encoder.name] == NOWHERE and frozen is not None:
+                nothing = encoder.encode(pl.Series([None], dtype=encoder.raw_type))
+                fitted.tables[encoder.name] = np.repeat(nothing, ids.size, axis=0)
+                frozen.fill(encoder, ids, fitted.tables[encoder.name], np.zeros(0, np.int64))
         if first:
             _from_log(plan, source, _earliest(first, key), key, ids, weight, fitted, frozen)
         _from_tables(plan, source, ids, weight, fitted, frozen)
@@ -355,7 +360,7 @@ def _from_log(
         table[code] = found
         fitted.tables[encoder.name] = table
         if frozen is not None:
-            frozen.fill(encoder, ids, table, raw.is_null().to_numpy(), code)
+            frozen.fill(encoder, ids, table, code[raw.is_not_null().to_numpy()])
 
 
 def _empty(
@@ -410,11 +415,12 @@ def _from_tables(
                 if encoder.name not in fitted.tables:
                     fitted.tables[encoder.name] = _empty(encoder, ids.size, found)
                 fitted.tables[encoder.name][code[known]] = found
-        _say_lacking(plan, table, ids, there)
+        if frozen is None:
+            _say_lacking(plan, table, ids, there)
         if frozen is not None:
             told = np.flatnonzero(there)
             for encoder in encoders:
-                frozen.fill(encoder, ids, fitted.tables[encoder.name], np.zeros(0, bool), told)
+                frozen.fill(encoder, ids, fitted.tables[encoder.name], told)
 
 
 def _table_pieces(
@@ -480,15 +486,14 @@ class Frozen:
         encoder: Encoder,
         ids: Vocabulary,
         table: Shaped[np.ndarray, "entries ..."],
-        missing: Shaped[np.ndarray, " rows"],
-        told: Int[np.ndarray, " rows"],
+        known: Int[np.ndarray, " known"],
     ) -> None:
-        """Where the new files do not know a feature of an entry, take what the old ones knew."""
+        """Give entries, but for those that the new files say the feature of, what the old ones said."""
         old = self.entries.get(encoder.source)
         if old is None or encoder.name not in old.columns:
             return
-        code, known = _known(ids, old["id"])
+        code, there = _known(ids, old["id"])
         new = np.zeros(ids.size, dtype=bool)
-        new[told[~missing] if len(missing) else told] = True
-        take = known & ~new[code]
+        new[known] = True
+        take = there & ~new[code]
         table[code[take]] = old[encoder.name].to_numpy()[take]

@@ -40,6 +40,9 @@ from lain.formats.tables import Progress
 PART_ROWS = 1_000_000
 """Rows and behaviours that a part holds on average."""
 
+ROWS = "rows"
+"""Name of the split of rows to be scored."""
+
 ENCODING = "encoding.json"
 """Name of the vocabulary that holds the schema and what was learned besides the ids."""
 
@@ -124,6 +127,8 @@ class Preparation:
         self.plan, self.scratch, self.part_rows, self.frozen = plan, scratch, part_rows, frozen
         self.fitted: Fitted
         self.rule: SplitRule
+        self.number: Int[np.ndarray, " rows"] = np.zeros(0, np.int64)
+        """Of rows to be scored: their places in the log."""
         self.cut = 0
         """Given behaviours that were not before their row."""
 
@@ -176,6 +181,8 @@ class Preparation:
             if self.plan.given:
                 scan.given(spools.given)
         self.plan.mistakes.raise_all()
+        if self.plan.unlabelled:
+            spools.rows = _to_be_scored(spools.rows, self.scratch / "scored")
         for why, count in scan.dropped.items():
             self.plan.notices.append(f"{count} rows {why} were left out")
         return spools
@@ -217,7 +224,7 @@ class Preparation:
         found: dict[str, Any] = {"u": fitted.users.encode(piece["u"])}
         if "i" in piece.columns:
             found["i"] = fitted.items.encode(piece["i"])
-        for name in ("t", "b", "r"):
+        for name in ("t", "b", "r", "n"):
             if name in piece.columns:
                 found[name] = piece[name]
         if "y" in piece.columns:
@@ -339,7 +346,9 @@ class Preparation:
         if end is None:
             rows = rows.filter("r")
             end = np.zeros(len(rows), np.int64)
-        kept = [name for name in rows.columns if name in ("u", "i", "t", "y", "s") or name.startswith("f:")]
+        kept = [
+            name for name in rows.columns if name in ("u", "i", "t", "y", "s", "n") or name.startswith("f:")
+        ]
         frame = rows.select(kept).with_columns(pl.Series("e", end, dtype=pl.Int64))
         frame = frame.with_columns(pl.Series("a", np.zeros(len(frame), np.int64) if start is None else start))
         if self.plan.schema.negatives is not None:
@@ -506,7 +515,9 @@ class Preparation:
     def _write_rows(self, store: StoreWriter, by_time: Spool) -> None:
         counts = self._rows_of_splits
         splits: dict[int, SplitWriter] = {
-            code: store.split(name, int(counts[code])) for code, name in enumerate(SPLITS) if counts[code]
+            code: store.split(ROWS if self.plan.unlabelled else name, int(counts[code]))
+            for code, name in enumerate(SPLITS)
+            if counts[code]
         }
         names = [encoder.name for encoder in self.plan.in_log("context")]
         for part in range(by_time.parts):
@@ -532,6 +543,8 @@ class Preparation:
                     context=context,
                     start=start if self.plan.windows else None,
                 )
+            if self.plan.unlabelled:
+                self.number = np.concatenate([self.number, frame["n"].to_numpy()])
             by_time.remove(part)
 
     def _write_vocabularies(self, store: StoreWriter) -> None:
@@ -557,6 +570,17 @@ class Preparation:
         store.vocabulary(ENCODING).write_text(
             json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8"
         )
+
+
+def _to_be_scored(rows: Spool, folder: Path) -> Spool:
+    """The rows with those marked that are to be scored: the unlabelled ones, or all where there are none."""
+    lacking = any(piece["y"].null_count() for piece in rows.pieces())
+    marked = Spool(folder)
+    with marked:
+        for piece in rows.pieces():
+            marked.write(piece.with_columns(r=pl.col("y").is_null()) if lacking else piece)
+    rows.remove(0)
+    return marked
 
 
 def _encoded_lists(lists: pl.Series, encode: Any) -> pl.Series:
