@@ -21,8 +21,8 @@ from common.errors import DataError, describe_os_error
 from common.files import atomic_folder, scratch_folder
 from lain.data.schema import file_stem
 from lain.data.store import Store
+from lain.formats.log.entries import Frozen
 from lain.formats.log.features import Categorical
-from lain.formats.log.fit import Frozen
 from lain.formats.log.plan import Plan, open_plan
 from lain.formats.log.scan import SEQUENCE
 from lain.formats.log.schema import ITEM, USER, LogSchema, SplitOptions, load_schema

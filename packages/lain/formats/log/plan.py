@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from lain.formats.log.features import Encoder, make_column, make_encoder
+from lain.formats.log.encoder import Encoder
+from lain.formats.log.features import make_column, make_encoder
 from lain.formats.log.read import LogFile, find_files
 from lain.formats.log.rule import Rule, is_rule, parse_rule
 from lain.formats.log.schema import SPLITS, LogSchema, OtherLog, SideTable
@@ -245,7 +246,7 @@ def open_plan(
 def _homes(
     encoders: dict[str, Encoder], tables: list[Table], rows: list[tuple[LogFile, int]]
 ) -> dict[str, int | None]:
-    """The first table of its kind that has a feature's column; else the log, or nowhere if ``rows`` lack it."""
+    """The first table of its kind that has a feature's column; else the log, or nowhere if rows lack it."""
     homes: dict[str, int | None] = {}
     for name, encoder in encoders.items():
         there = [
