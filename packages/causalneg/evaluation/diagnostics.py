@@ -239,7 +239,7 @@ def gradient_signals(
     - ``gradient_cosine_mined``: the same of the mined ones, to compare.
 
     Source: CausalNeg, the problem it names (1.34 falling to 0.08, and 0.73 to 0.24, second-hand); definitions
-    this project's where those are silent. In-batch candidates would divide all p of a query by the same number.
+    this project's where those are silent. In-batch candidates would divide all p of a query by one number.
 
     Args:
         query: L2-normalised embeddings of the queries.
