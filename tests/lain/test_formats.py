@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import re
 import subprocess
 import sys
@@ -809,7 +810,12 @@ def assert_movielens_holds(
     movie_of = np.concatenate(([-1], np.sort(movies["movieId"].to_numpy())))
     user_of = np.sort(ratings["userId"].unique())
     by_user: dict[int, tuple[list[int], list[int]]] = {}
-    for user, group in ratings.sort_values("timestamp", kind="stable").groupby("userId"):
+    tie_hash = [
+        int.from_bytes(hashlib.blake2b(str(m).encode(), digest_size=8, key=bytes(8)).digest(), "little")
+        for m in ratings["movieId"]
+    ]
+    in_order = ratings.assign(tie=tie_hash).sort_values(["timestamp", "tie"], kind="stable")
+    for user, group in in_order.groupby("userId"):
         by_user[int(str(user))] = (group["timestamp"].tolist(), group["movieId"].tolist())
     found = []
     ends: list[Any] = []
@@ -865,6 +871,11 @@ def test_movielens_on_the_real_ratings(shared: Path, tmp_path: Path) -> None:
     ratings, movies = pd.read_csv(source / "ratings.csv"), pd.read_csv(source / "movies.csv")
     assert sum(store.splits.values()) == 100_836
     assert_movielens_holds(store, ratings, movies, (0.8, 0.1, 0.1), every=37)
+    in_order = ratings.sort_values(["userId", "timestamp"], kind="stable")
+    tied = (in_order["userId"].diff() == 0) & (in_order["timestamp"].diff() == 0)
+    assert tied.mean() > 0.15  # neighbours of one second, which the file lists by ascending id
+    ascending = np.diff(store.histories.values[:]) > 0
+    assert 0.45 < ascending[tied.to_numpy()[1:]].mean() < 0.55
 
 
 @pytest.mark.parametrize(

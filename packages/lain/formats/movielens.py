@@ -2,16 +2,19 @@
 
 The folder has ``ratings.csv`` (userId, movieId, rating, timestamp) and ``movies.csv`` (movieId, genres).
 The label of a row is 1 for a rating of at least 4. Its history is every movie that the user rated
-strictly earlier, whatever the rating; ratings of the same second do not see one another.
+strictly earlier, whatever the rating; ratings of the same second do not see one another. In the history of
+a later row they stand in the order of a hash of the movie's id: the file lists them by ascending id, and a
+model of sequences would learn that.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
@@ -20,6 +23,7 @@ from common.errors import ConfigError, DataError
 from common.ragged import Ragged
 from lain.data.schema import Feature
 from lain.data.writer import StoreWriter
+from lain.formats.log.vocabulary import stable_hash
 from lain.formats.tables import CsvTable, Mistakes, Progress, encode, require_files, vocabulary
 
 FILES = ("ratings.csv", "movies.csv")
@@ -32,6 +36,9 @@ RATING_COLUMNS = {
     "rating": pa.float64(),
     "timestamp": pa.int64(),
 }
+TIE_SEED = 0
+"""Decides the order of the ratings of one second in a history."""
+
 NO_GENRE = "(no genres listed)"
 _SPLITS = ("train", "valid", "test")
 
@@ -67,7 +74,9 @@ def prepare_movielens(
     mistakes.raise_all()
 
     user, item, label, time = (np.concatenate(pieces[column]) for column in RATING_COLUMNS)
-    order = np.lexsort((np.arange(len(time)), time, user))
+    assert movie_ids is not None
+    tie = stable_hash(cast("pl.Series", pl.from_arrow(movie_ids)).cast(pl.String), TIE_SEED)
+    order = np.lexsort((tie[item - 1], time, user))
     user, item, label, time = user[order], item[order], label[order], time[order]
     index = np.arange(len(time))
     new_user = np.append(True, user[1:] != user[:-1])

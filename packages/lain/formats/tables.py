@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,15 @@ ROWS_AT_ONCE = 65_536
 _READ_BYTES = 1 << 20
 
 Mistake = tuple[int, str, int]
+
+
+@runtime_checkable
+class HasPath(Protocol):
+    """A file that mistakes are in."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
 
 
 class Mistakes:
@@ -52,7 +61,7 @@ class Mistakes:
     def check(
         self,
         bad: Bool[np.ndarray, " rows"],
-        table: Table | CsvTable,
+        table: HasPath,
         column: str,
         first: int,
         line: str,

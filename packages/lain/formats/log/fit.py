@@ -11,8 +11,10 @@ from jaxtyping import Int, Shaped, UInt64
 
 from common.errors import ConfigError, DataError
 from lain.formats.log.features import Encoder
-from lain.formats.log.plan import Plan
-from lain.formats.log.schema import ITEM, SPLITS, USER
+from lain.formats.log.plan import Plan, Table
+from lain.formats.log.read import LogFile
+from lain.formats.log.scan import UNNAMED
+from lain.formats.log.schema import SPLITS
 from lain.formats.log.splits import bounds, order_statistic
 from lain.formats.log.spool import Spool
 from lain.formats.log.values import Place, required, texts
@@ -235,7 +237,8 @@ def _count(seen: _Seen, piece: pl.DataFrame, train: Shaped[np.ndarray, " rows"])
     seen.users.add(piece["u"])
     seen.items.add(piece["i"])
     seen.train_users.add(piece["u"].filter(train))
-    seen.train_items.add(piece["i"].filter(train))
+    item = piece["i"].filter(train)
+    seen.train_items.add(item.filter(~item.str.starts_with(UNNAMED)))
 
 
 def _count_lists(plan: Plan, seen: _Seen, piece: pl.DataFrame, learn: bool) -> None:
@@ -245,7 +248,7 @@ def _count_lists(plan: Plan, seen: _Seen, piece: pl.DataFrame, learn: bool) -> N
     owner = np.repeat(train, piece["h"].list.len().to_numpy())
     seen.items.add(flat)
     seen.users.add(piece["u"])
-    seen.train_items.add(flat.filter(owner))
+    seen.train_items.add(flat.filter(owner & ~flat.str.starts_with(UNNAMED).to_numpy()))
     for name, encoder in plan.columns.items():
         if learn:
             encoder.add(piece[f"c:{name}"].explode(empty_as_null=False, keep_nulls=False).filter(owner))
@@ -253,7 +256,8 @@ def _count_lists(plan: Plan, seen: _Seen, piece: pl.DataFrame, learn: bool) -> N
 
 def _add_columns(plan: Plan, piece: pl.DataFrame, chosen: Shaped[np.ndarray, " rows"]) -> None:
     for name, encoder in plan.columns.items():
-        encoder.add(piece[f"c:{name}"].filter(chosen))
+        if f"c:{name}" in piece.columns:
+            encoder.add(piece[f"c:{name}"].filter(chosen))
 
 
 def _first_values(plan: Plan, piece: pl.DataFrame, seen: _Seen) -> None:
@@ -325,9 +329,8 @@ def _tables(plan: Plan, seen: _Seen, fitted: Fitted, frozen: Frozen | None) -> N
         if first:
             _from_log(plan, source, _earliest(first, key), key, ids, weight, fitted, frozen)
         _from_tables(plan, source, ids, weight, fitted, frozen)
-        for encoder in encoders:
-            if encoder.name not in fitted.tables:  # its optional table is not there
-                encoder.finish()
+        if source == "item" and plan.schema.history.known_by:
+            _from_behaviours(plan, ids, fitted)
 
 
 def _from_log(
@@ -373,48 +376,81 @@ def _from_tables(
     fitted: Fitted,
     frozen: Frozen | None,
 ) -> None:
-    """Two passes over every table: one to learn, one to encode."""
-    for kind, table, file in plan.tables:
-        encoders = [encoder for encoder in plan.of(source) if plan.home[encoder.name] is file]
-        if kind != source:
+    """Two passes over every table: one to learn, one to encode. The first file that has an entry counts."""
+    for number, table in enumerate(plan.tables):
+        if table.kind != source:
             continue
+        encoders = [encoder for encoder in plan.of(source) if plan.home[encoder.name] == number]
         columns = [table.key, *(encoder.column for encoder in encoders)]
         there = np.zeros(ids.size, dtype=bool)
-        with plan.mistakes.noted():
-            for first, frame in file.pieces(columns, plan.progress):
-                place = Place(file, first, plan.mistakes)
-                keys = required(texts(frame, table.key, place), table.key, place)
-                code, known = _known(ids, keys)
-                again = known & (there[code] | ~_first_in_piece(keys))
-                place.check(again, table.key, f"{source} '{{}}' is there twice", keys)
-                there[code[known]] = True
-                for encoder in encoders:
-                    raw = encoder.raw(frame, place)
-                    chosen = known & (weight[code] > 0)
-                    if frozen is None:
-                        encoder.add(raw.cast(encoder.raw_type).filter(chosen), weight[code[chosen]])
+        for file, first, frame, in_file in _table_pieces(plan, table, columns, ids.size):
+            place = Place(file, first, plan.mistakes)
+            keys = required(texts(frame, table.key, place), table.key, place)
+            code, known = _known(ids, keys)
+            again = known & (in_file[code] | ~keys.is_first_distinct().to_numpy())
+            place.check(again, table.key, f"{source} '{{}}' is there twice", keys)
+            chosen = known & (weight[code] > 0) & ~there[code]
+            in_file[code[known]] = there[code[known]] = True
+            for encoder in encoders:
+                raw = encoder.raw(frame, place).cast(encoder.raw_type)
+                if frozen is None:
+                    encoder.add(raw.filter(chosen), weight[code[chosen]])
         plan.mistakes.raise_all()
         if frozen is None:
             for encoder in encoders:
                 encoder.finish()
-        for first, frame in file.pieces(columns, plan.progress) if encoders else ():
+        filled = np.zeros(ids.size, dtype=bool)
+        for file, first, frame, _ in _table_pieces(plan, table, columns, 0) if encoders else ():
             place = Place(file, first, plan.mistakes)
             code, known = _known(ids, texts(frame, table.key, place))
+            known &= ~filled[code]
+            filled[code[known]] = True
             for encoder in encoders:
                 found = encoder.encode(encoder.raw(frame, place).cast(encoder.raw_type).filter(known))
                 if encoder.name not in fitted.tables:
                     fitted.tables[encoder.name] = _empty(encoder, ids.size, found)
                 fitted.tables[encoder.name][code[known]] = found
-        lacking = int((~there).sum()) - (ids.first if source == "item" else 0)
-        if lacking and frozen is None:
-            plan.notices.append(f"{file.path.name}: lacks {lacking} of the {len(ids)} {source}s; what it "
-                                "says is missing "
-                                "for them")  # fmt: skip
+        _say_lacking(plan, table, ids, there)
         if frozen is not None:
+            told = np.flatnonzero(there)
             for encoder in encoders:
-                frozen.fill(
-                    encoder, ids, fitted.tables[encoder.name], np.zeros(0, bool), np.flatnonzero(there)
-                )
+                frozen.fill(encoder, ids, fitted.tables[encoder.name], np.zeros(0, bool), told)
+
+
+def _table_pieces(
+    plan: Plan, table: Table, columns: list[str], size: int
+) -> Iterator[tuple[LogFile, int, pl.DataFrame, Shaped[np.ndarray, " entries"]]]:
+    """The pieces of all files of a table, each with a mark per entry that lasts for the file."""
+    for file in table.files:
+        marks = np.zeros(size, dtype=bool)
+        with plan.mistakes.noted():
+            for first, frame in file.pieces(columns, plan.progress):
+                yield file, first, frame, marks
+
+
+def _say_lacking(plan: Plan, table: Table, ids: Vocabulary, there: Shaped[np.ndarray, " entries"]) -> None:
+    real = ~ids.values.str.starts_with(UNNAMED).to_numpy()
+    lacking = int((~there[ids.first :][real]).sum())
+    if lacking:
+        names = ", ".join(file.path.name for file in table.files)
+        plan.notices.append(f"{names}: lacks {lacking} of the {int(real.sum())} {table.kind}s of the log")
+
+
+def _from_behaviours(plan: Plan, ids: Vocabulary, fitted: Fitted) -> None:
+    """Features of behaviours that have no id of their own."""
+    unnamed = ids.values.str.starts_with(UNNAMED).to_numpy()
+    code = np.flatnonzero(unnamed) + ids.first
+    parts = ids.values.filter(unnamed).str.strip_prefix(UNNAMED).str.split(UNNAMED)
+    for place, name in enumerate(plan.schema.history.known_by):
+        encoder = plan.encoders.get(name)
+        if encoder is None or not len(code):
+            continue
+        text = parts.list.get(place)
+        raw = pl.select(pl.when(text != "").then(text)).to_series()
+        found = encoder.encode(raw)
+        if name not in fitted.tables:
+            fitted.tables[name] = _empty(encoder, ids.size, found)
+        fitted.tables[name][code] = found
 
 
 def _known(ids: Vocabulary, keys: pl.Series) -> tuple[Int[np.ndarray, " rows"], Shaped[np.ndarray, " rows"]]:
@@ -423,10 +459,6 @@ def _known(ids: Vocabulary, keys: pl.Series) -> tuple[Int[np.ndarray, " rows"], 
     found = pl.DataFrame({"k": keys}).join(table, on="k", how="left", maintain_order="left")["c"]
     known = found.is_not_null().to_numpy()
     return found.fill_null(ids.first).to_numpy(), known
-
-
-def _first_in_piece(keys: pl.Series) -> Shaped[np.ndarray, " rows"]:
-    return keys.is_first_distinct().to_numpy()
 
 
 @dataclass(eq=False)
@@ -460,6 +492,3 @@ class Frozen:
         new[told[~missing] if len(missing) else told] = True
         take = known & ~new[code]
         table[code[take]] = old[encoder.name].to_numpy()[take]
-
-
-ID_NAMES = (ITEM, USER)

@@ -61,7 +61,7 @@ class Merged:
     start: Int[np.ndarray, " lists"]
 
 
-def merge_lists(lists: Sequence[Shaped[np.ndarray, " entries"]]) -> Merged:
+def merge_lists(lists: Sequence[Shaped[np.ndarray, " _"]]) -> Merged:
     """One sequence of which every list is a window, short where each list goes on from the one before.
 
     A list that equals the last window, extends it, or is the same window moved on, adds only what is new;

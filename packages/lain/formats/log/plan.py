@@ -18,6 +18,21 @@ ALL = -1
 
 
 @dataclass(eq=False)
+class Table:
+    """An item or user table.
+
+    Args:
+        kind: ``item`` or ``user``.
+        key: Its id column.
+        files: Its files.
+    """
+
+    kind: str
+    key: str
+    files: list[LogFile]
+
+
+@dataclass(eq=False)
 class Plan:
     """What is read, and how.
 
@@ -29,7 +44,7 @@ class Plan:
         given: Files with one history per user, each with its split.
         tables: Item and user tables.
         encoders: Every feature by name.
-        home: The table that each feature's column stands in; None: the log.
+        home: Number of the table that each feature's column stands in; None: the log.
         columns: Every column of the behaviours by name.
         label: The label's column or rule; None: every row counts as a click.
         events: Which rows are behaviours; None: all.
@@ -44,9 +59,9 @@ class Plan:
     rows: list[tuple[LogFile, int]]
     past: list[LogFile]
     given: list[tuple[LogFile, int]]
-    tables: list[tuple[str, SideTable, LogFile]]
+    tables: list[Table]
     encoders: dict[str, Encoder]
-    home: dict[str, LogFile | None]
+    home: dict[str, int | None]
     columns: dict[str, Encoder]
     label: str | Rule | None
     events: Rule | None
@@ -107,15 +122,15 @@ class Plan:
         """The columns of given histories."""
         given = self.schema.history.given
         assert given is not None
-        return [
-            given.items,
-            *((given.times,) if given.times else ()),
-            *(e.column for e in self.columns.values()),
-        ]
+        items = list(self.schema.history.known_by.values()) or [given.items]
+        times = [given.times] if given.times else []
+        return [*items, *times, *(encoder.column for encoder in self.columns.values())]
 
     def past_columns(self) -> list[str]:
         """The columns of files with more behaviours: user, item, time, and what else is asked for."""
-        return [*past_ids(self.schema), *self.event_columns()]
+        user, item, time = past_ids(self.schema)
+        items = list(self.schema.history.known_by.values()) or [item]
+        return [user, time, *items, *self.event_columns()]
 
 
 def past_ids(schema: LogSchema) -> tuple[str, str, str]:
@@ -183,17 +198,21 @@ def open_plan(
             given += [
                 (file, SPLITS.index(name) if name in SPLITS else ALL) for file in opened(glob, at=folder)
             ]
-    tables = [
-        (kind, table, file)
-        for kind, several in (("item", schema.items), ("user", schema.users))
-        for table in several
-        for file in opened(table.file, table, at=folder)
-    ]
+    tables: list[Table] = []
+    absent: dict[str, list[str]] = {"item": [], "user": []}
+    for kind, several in (("item", schema.items), ("user", schema.users)):
+        for table in several:
+            files = opened(table.file, table, at=folder)
+            if files:
+                tables.append(Table(kind, table.key, files))
+            elif table.optional:
+                absent[kind].append(table.file)
     DataError.raise_if(found)
     label = schema.columns.label
     clock = Clock(schema.time, tolerant=schema.source.drop_times_outside is not None)
     time = schema.columns.time
     encoders = {name: make_encoder(name, f, time, clock) for name, f in schema.features.items()}
+    notices = _drop_absent(encoders, tables, rows, absent)
     plan = Plan(
         schema=schema,
         progress=progress,
@@ -202,31 +221,55 @@ def open_plan(
         given=given,
         tables=tables,
         encoders=encoders,
-        home=_homes(encoders, tables, rows),
+        home=_homes(encoders, tables),
         columns={name: make_column(name, column) for name, column in history.columns.items()},
         label=parse_rule(label) if label is not None and is_rule(label) else label,
         events=None if history.events in ("all", "none") else parse_rule(history.events),
         sequences={name: parse_rule(rule) for name, rule in history.sequences.items()},
         clock=clock,
         unlabelled=unlabelled,
+        notices=notices,
     )
     _check_columns(plan, past is not None)
     return plan
 
 
-def _homes(
-    encoders: dict[str, Encoder],
-    tables: list[tuple[str, SideTable, LogFile]],
-    rows: list[tuple[LogFile, int]],
-) -> dict[str, LogFile | None]:
+def _homes(encoders: dict[str, Encoder], tables: list[Table]) -> dict[str, int | None]:
     """The first table of its kind that has a feature's column; else the log."""
-    homes: dict[str, LogFile | None] = {}
+    homes: dict[str, int | None] = {}
     for name, encoder in encoders.items():
         there = [
-            file for kind, _, file in tables if kind == encoder.source and encoder.column in file.columns
+            number
+            for number, table in enumerate(tables)
+            if table.kind == encoder.source and encoder.column in table.files[0].columns
         ]
         homes[name] = there[0] if there else None
     return homes
+
+
+def _drop_absent(
+    encoders: dict[str, Encoder],
+    tables: list[Table],
+    rows: list[tuple[LogFile, int]],
+    absent: dict[str, list[str]],
+) -> list[str]:
+    """Leave out features of tables that may be missing and are."""
+    notices = []
+    homes = _homes(encoders, tables)
+    for kind, files in absent.items():
+        gone = [
+            name
+            for name, encoder in encoders.items()
+            if files
+            and encoder.source == kind
+            and homes[name] is None
+            and not all(encoder.column in file.columns for file, _ in rows)
+        ]
+        for name in gone:
+            del encoders[name]
+        if gone:
+            notices.append(f"{', '.join(files)}: not there, so left out: {', '.join(gone)}")
+    return notices
 
 
 def _check_columns(plan: Plan, has_past: bool) -> None:
@@ -247,15 +290,17 @@ def _check_columns(plan: Plan, has_past: bool) -> None:
         given = plan.schema.history.given
         assert given is not None
         lines += file.require([given.user or plan.schema.columns.user, *plan.list_columns()])
-    for _, table, file in plan.tables:
-        lines += file.require([table.key])
+    for number, table in enumerate(plan.tables):
+        own = [encoder.column for encoder in plan.encoders.values() if plan.home[encoder.name] == number]
+        for file in table.files:
+            lines += file.require([table.key, *own])
     DataError.raise_if(lines)
 
 
 def _with_tables(plan: Plan, line: str) -> str:
     """The line about a column that stands neither in the log nor in a table, with the tables named."""
     for encoder in plan.encoders.values():
-        tables = [file.path.name for kind, _, file in plan.tables if kind == encoder.source]
+        tables = [file.path.name for t in plan.tables for file in t.files if t.kind == encoder.source]
         if tables and f"column '{encoder.column}' is missing" in line:
             return f"{line} (nor is it in {', '.join(tables)})"
     return line

@@ -12,7 +12,7 @@ import gzip
 import io
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import polars as pl
 import pyarrow as pa
@@ -167,15 +167,17 @@ class LogFile:
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
         DataError.raise_if(f"{self.path}: column '{name}' is there twice; rename one" for name in twice)
 
-    def _stream(self) -> BinaryIO:
+    def _stream(self) -> io.BufferedIOBase:
         if self.path.suffix.lower() == ".gz":
-            return cast("BinaryIO", gzip.open(self.path, "rb"))
+            return gzip.open(self.path, "rb")
         return self.path.open("rb")
 
     def require(self, columns: Collection[str]) -> list[str]:
         """What is wrong with the columns that somebody needs of this file, one line each."""
-        lines = []
+        lines: list[str] = []
         for column in dict.fromkeys(columns):
+            if len(self.columns) == 1 and lines:
+                break  # the separator is wrong, and that has been said
             if column not in self.columns:
                 hint = suggest(column, self.columns)
                 if len(self.columns) == 1:
@@ -284,7 +286,8 @@ class LogFile:
         """Which row has another number of values than the header, said with its number."""
         wanted, row, last = len(self.columns), -1, False
         assert self.separator is not None
-        with io.TextIOWrapper(self._stream(), encoding="utf-8-sig", errors="replace", newline="") as stream:
+        raw: Any = self._stream()
+        with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="") as stream:
             lines: Iterator[list[str]]
             if self._quoted:
                 lines = (line for line in csv.reader(stream, delimiter=self.separator) if line)
@@ -307,7 +310,7 @@ class LogFile:
 class _Replaced(io.RawIOBase):
     """A stream with ``::`` replaced by one character, for readers that take no longer separator."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream, self._rest = stream, b""
 
     def readable(self) -> bool:

@@ -21,6 +21,9 @@ from lain.formats.log.vocabulary import stable_hash
 SEQUENCE = "sequence"
 """Name of the behaviour column that says which of several sequences a behaviour is in."""
 
+UNNAMED = "\x1f"
+"""Begins the key of an item that has no id, and stands before each of the features it is known by."""
+
 
 class Scan:
     """Reads the files of a plan into spools.
@@ -50,11 +53,16 @@ class Scan:
         plan = self.plan
         for file in plan.past:
             ids = past_ids(plan.schema)
-            wanted = [*ids, *plan.event_columns()]
+            wanted = plan.past_columns()
             with plan.mistakes.noted():
                 for first, frame in file.pieces(wanted, plan.progress):
                     place = Place(file, first, plan.mistakes)
-                    found = {"u": self._ids(frame, ids[0], place), "i": self._ids(frame, ids[1], place)}
+                    found = {"u": self._ids(frame, ids[0], place)}
+                    if plan.schema.history.known_by:
+                        columns = plan.schema.history.known_by.values()
+                        found["i"] = _unnamed([texts(frame, column, place) for column in columns])
+                    else:
+                        found["i"] = self._ids(frame, ids[1], place)
                     found["t"] = plan.clock.read(frame, ids[2], place)
                     found |= self._events(frame, place)
                     spool.write(self._kept(pl.DataFrame(found)).filter("b"))
@@ -207,7 +215,8 @@ class Scan:
         """Given histories, their times and columns, oldest first."""
         given = self.plan.schema.history.given
         assert given is not None
-        items = lists(frame, given.items, given.separator, place)
+        known_by = list(self.plan.schema.history.known_by.values())
+        items = lists(frame, known_by[0] if known_by else given.items, given.separator, place)
         empty = pl.Series([[]], dtype=pl.List(pl.String))
         items = items.fill_null(empty.first()) if items.null_count() else items
         found = {"h": items}
@@ -219,6 +228,13 @@ class Scan:
                         values.list.len().fill_null(0), length)  # fmt: skip
             return values
 
+        if known_by:
+            parts = [
+                aligned(c, lists(frame, c, given.separator, place).fill_null(empty.first())) for c in known_by
+            ]
+            flats = [part.explode(empty_as_null=False, keep_nulls=False) for part in parts]
+            even = len({len(flat) for flat in flats}) == 1  # else noted above
+            found["h"] = regroup(_unnamed(flats), items) if even else items
         if given.times is not None:
             raw = frame[given.times]
             if isinstance(raw.dtype, pl.List):
@@ -285,6 +301,12 @@ class Scan:
             pl.Series("r", np.ones(len(item), bool)),
         ]
         return rows.with_columns(kept)
+
+
+def _unnamed(parts: list[pl.Series]) -> pl.Series:
+    """Keys of items that are known by features only."""
+    texts_of = [pl.lit(UNNAMED) + part.cast(pl.String).fill_null("") for part in parts]
+    return pl.select(pl.concat_str(texts_of)).to_series()
 
 
 def _escaped(text: str) -> str:

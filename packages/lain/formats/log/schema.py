@@ -127,7 +127,8 @@ class SideTable:
     """A table with one row per item or user.
 
     Args:
-        file: The file, relative to SOURCE; a name or a pattern.
+        file: The file, relative to SOURCE; a name or a pattern. Of several files the first that has an item
+            (user) says what is known of it.
         key: Its id column.
         separator: As in ``source``.
         header: As in ``source``.
@@ -214,6 +215,8 @@ class HistoryOptions:
         sequences: Rules by name; a behaviour then has a column ``sequence`` that says which it fulfils, and
             one that fulfils none is left out.
         columns: What else is known of each behaviour, by name.
+        known_by: Behaviours without an item id, known by features of items only: their columns by the
+            feature's name. ``log.item`` and ``given.items`` are not read then.
         gap: Whether a behaviour knows the time since the one before, in powers of two of seconds.
         tie_seed: Decides the order of behaviours of one moment.
     """
@@ -223,6 +226,7 @@ class HistoryOptions:
     given: GivenHistory | None = None
     sequences: dict[str, str] = field(default_factory=dict)
     columns: dict[str, BehaviourColumn] = field(default_factory=dict)
+    known_by: dict[str, str] = field(default_factory=dict)
     gap: bool = True
     tie_seed: int = 0
 
@@ -368,6 +372,11 @@ class LogSchema:
             found.append("splits.by: without a time (columns.time) use random, column or files")
         if self.columns.label is None and self.impressions is None and self.negatives is None:
             found.append("columns.label: name the column with the clicks, or a rule such as 'rating >= 4'")
+        for name in history.known_by:
+            if name not in self.features or self.features[name].source != "item":
+                found.append(f"history.known_by.{name}: is not a feature with source: item")
+        if history.known_by and not given and history.log is None:
+            found.append("history.known_by: is for behaviours from elsewhere (history.log, history.given)")
         if given and history.sequences:
             found.append("history.sequences: rules are for events, not for given histories")
         for key, rule in self._rules().items():

@@ -7,6 +7,7 @@ Ids of any type become text: a whole number is written without a point (``12.0``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,10 +16,9 @@ import polars as pl
 from jaxtyping import Bool
 
 from common.errors import ConfigError
-from lain.formats.log.read import LogFile
 from lain.formats.log.rule import Rule, number_of
 from lain.formats.log.schema import TimeOptions
-from lain.formats.tables import Mistakes
+from lain.formats.tables import HasPath, Mistakes
 
 SECOND = 1_000_000
 """Moments are whole microseconds since 1970, in UTC."""
@@ -35,7 +35,7 @@ _STEPS_BELOW = 100_000_000
 class Place:
     """Where a piece stands, for the lines about its mistakes."""
 
-    file: LogFile
+    file: HasPath
     first: int
     mistakes: Mistakes
 
@@ -44,7 +44,7 @@ class Place:
         where = bad.to_numpy() if isinstance(bad, pl.Series) else bad
         if where.any():
             shown = [v.to_numpy() if isinstance(v, pl.Series) else v for v in values]
-            self.mistakes.check(where, self.file, column, self.first, line, *shown)  # type: ignore[arg-type]  # path is all it asks for
+            self.mistakes.check(where, self.file, column, self.first, line, *shown)
 
 
 def as_text(values: pl.Series) -> pl.Series:
@@ -294,7 +294,7 @@ class Clock:
             return int(text) * _UNITS[self.unit] if _UNITS[self.unit] else int(text) // 1000
         clock = Clock(TimeOptions(format="text", zone=self.options.zone))
         mistakes = Mistakes()
-        here = Place(_Named(setting), 0, mistakes)  # type: ignore[arg-type]  # path is all it asks for
+        here = Place(_Named(Path(setting)), 0, mistakes)
         found = clock.read_series(pl.Series([text]), setting, here)
         if mistakes:
             raise ConfigError(f"{setting}: '{text}' is not a time, as 2024-05-31 or 2024-05-31 14:03:00")
@@ -303,7 +303,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class _Named:
-    path: str
+    path: Path
 
 
 def _typical(values: pl.Series) -> float:

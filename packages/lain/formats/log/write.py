@@ -155,6 +155,12 @@ class Preparation:
             self._write_sequences(store, sequences)
             self._write_rows(store, by_time)
             self._write_vocabularies(store)
+        negatives = plan.schema.negatives
+        if negatives is not None:
+            plan.notices.append(
+                "the log has no impressions: rows without a click are items drawn at random, "
+                f"{negatives.per_click} for each click; figures on them do not compare with real ones"
+            )
         if self.cut:
             plan.notices.append(
                 f"{self.cut} given behaviours were not before the row that lists them; they were cut off"
@@ -292,8 +298,8 @@ class Preparation:
         """Histories made of events."""
         names = [f"c:{name}" for name in self.plan.columns]
         wanted = ["u", "i", "t", *names]
-        there = [frame.select(wanted) for frame in (rows.filter("b") if rows is not None else None, past)
-                 if frame is not None]  # fmt: skip
+        own = rows.filter("b") if rows is not None else None
+        there = [frame.select(wanted) for frame in (own, past) if frame is not None and len(frame)]
         users = last - first
         if not there:
             sequences.append(np.zeros(users, np.int64), {n: np.zeros(0) for n in sequences.columns})
@@ -556,7 +562,8 @@ class Preparation:
 def _encoded_lists(lists: pl.Series, encode: Any) -> pl.Series:
     """Lists with every entry encoded."""
     flat = encode(lists.explode(empty_as_null=False, keep_nulls=False))
-    offsets = np.concatenate([[0], np.cumsum(lists.list.len().fill_null(0).to_numpy())])
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     return _as_lists(flat, offsets)
 
 
