@@ -43,6 +43,16 @@ def _temporary(path: Path) -> Path:
     return path.parent / f"{prefix}{os.getpid()}-{uuid4().hex[:8]}"
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The file of another ending beside a ``.jsonl`` file.
+
+    Args:
+        path: The ``.jsonl`` file.
+        ending: The ending, its point included.
+    """
+    return path.with_name(path.name.removesuffix(".jsonl") + ending)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it takes its place when the block succeeds.

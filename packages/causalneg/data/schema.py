@@ -28,14 +28,18 @@ Reason = Literal[
     "near positive",
     "requirement kept",
     "answers",
+    "partly answers",
+    "wrong answer",
     "off topic",
+    "about the task",
     "too short",
     "too long",
     "wrong language",
     "duplicate",
     "empty",
+    "not judged",
 ]
-"""What the verifier found; everything but ``"valid"`` keeps a negative out of training."""
+"""What verifier and judge found; everything but ``"valid"`` keeps a negative out of training."""
 
 
 class _Shape(BaseModel):
