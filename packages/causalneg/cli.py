@@ -12,6 +12,7 @@ from causalneg.generation.commands import generate, teach, verify
 from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
+from common.config.command import settings_command
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
@@ -375,6 +376,9 @@ def export(
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
         _tell(loss)
     click.echo(out)
+
+
+main.add_command(settings_command("causalneg.training.config:TrainConfig"))
 
 
 @main.command()

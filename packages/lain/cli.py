@@ -11,6 +11,7 @@ import click
 from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
+from common.config.command import settings_command
 from common.report.tables import markdown_table
 from common.study.command import study_options
 
@@ -202,6 +203,9 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+main.add_command(settings_command("lain.training.config:TrainConfig"))
 
 
 @main.command()
