@@ -31,8 +31,8 @@ def score_log(
 ) -> list[str]:
     """Score the rows of a log with a trained model, and write them in the order of the log.
 
-    The file has the columns ``user`` and ``item`` (raw ids, as text), ``length`` (of the history) and
-    ``score``; a row that shows several items becomes several.
+    The file has the columns ``user`` and ``item`` (raw ids, as text), ``length`` (of the history), ``score``;
+    a row that shows several items becomes several.
 
     Args:
         model: The model.
