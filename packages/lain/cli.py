@@ -61,10 +61,17 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER, required=False)
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
+@click.option("--download", is_flag=True, help="Fetch a public data set into SOURCE first.")
 @click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress lines.")
 def prepare(
-    format: str, source: Path, out: Path | None, schema: Path | None, propose: bool, quiet: bool
+    format: str,
+    source: Path,
+    out: Path | None,
+    schema: Path | None,
+    download: bool,
+    propose: bool,
+    quiet: bool,
 ) -> None:
     r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
 
@@ -75,9 +82,13 @@ def prepare(
     kuairand   val/test.parquet, user_sequences, item_features, user_features
     movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
 
+    and, without a schema, the public logs ebnerd, ebnerd-week, mind, kuairand-raw, taobao-user-behavior,
+    taobao-ad, taobao-ad-x1, movielens-1m, kuaivideo-x1, microvideo-x1.
+
     Everything streams: memory does not grow with the number of rows. What looks like a leak is reported.
     """
     from lain.formats import prepare as prepare_format
+    from lain.formats.download import download as fetch
     from lain.formats.log.propose import propose as propose_schema
 
     if propose:
@@ -87,6 +98,8 @@ def prepare(
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    if download:
+        fetch(format, source)
     prepare_format(format, source, out, schema=schema, progress=not quiet)
     click.echo(out)
 

@@ -31,7 +31,7 @@ def score_log(
 ) -> list[str]:
     """Score the rows of a log with a trained model, and write them in the order of the log.
 
-    The file has the columns ``user`` and ``item`` (raw ids, as text), ``length`` of the history and ``score``;
+    The file has columns ``user`` and ``item`` (raw ids, as text), ``length`` of the history and ``score``;
     a row that shows several items becomes several.
 
     Args:
