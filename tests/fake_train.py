@@ -62,7 +62,7 @@ def simulate(spec: RunSpec, folder: Path) -> None:
     label = (world.random(rows) < probability).astype(np.uint8)
 
     own = np.random.default_rng([spec.seed, *spec.backbone.encode()])
-    kept = spec.config["model"]["max_length"]
+    kept = spec.config["history"]["max_length"]
     error = 1.0 + 0.3 * (np.log1p(length) - np.log1p(np.minimum(length, kept)))
     if spec.arm.startswith("lain"):
         error = np.where(length < 100, error - 0.4, np.where(length >= 200, error + 0.5, error))

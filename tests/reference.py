@@ -174,20 +174,20 @@ class Reference:
         """Linear, ReLU, linear."""
         return self.linear(f"{name}.2", self.linear(f"{name}.0", x).clamp(min=0))
 
-    def head(self, name: str, x: Tensor, told: History | None) -> Tensor:
-        """The prediction head; ``told`` is the history whose length it is told about."""
+    def head(self, name: str, x: Tensor, condition: History | None) -> Tensor:
+        """The prediction head; ``condition`` is the history whose length conditions it."""
         x = self.linear(f"{name}.first", x)
-        if told is not None and self.options.head == "loglength":
-            word = math.log1p(told.length) - math.log1p(100)
-            x = x + self.weights[f"{name}.told.weight"][:, 0] * word
-        elif told is not None and self.options.head != "none":
-            assert told.encoding is not None
-            word_of = self.linear(f"{name}.told", told.encoding)
+        if condition is not None and self.options.head == "loglength":
+            scaled = math.log1p(condition.length) - math.log1p(100)
+            x = x + self.weights[f"{name}.condition.project.weight"][:, 0] * scaled
+        elif condition is not None and self.options.head != "none":
+            assert condition.encoding is not None
+            change = self.linear(f"{name}.condition.project", condition.encoding)
             if self.options.head == "film":
-                scale, shift = word_of[: len(x)], word_of[len(x) :]
+                scale, shift = change[: len(x)], change[len(x) :]
                 x = x * (1 + scale) + shift
             else:
-                x = x + word_of
+                x = x + change
         place = 1
         while f"{name}.rest.{place}.weight" in self.weights:
             x = self.linear(f"{name}.rest.{place}", x.clamp(min=0))
@@ -223,7 +223,7 @@ class Reference:
         """The prompts that a branch gets."""
         return history.prompts if self.on(branch) else []
 
-    def bent_query(self, branch: str, projection: Tensor, history: History) -> Tensor:
+    def modulated_query(self, branch: str, projection: Tensor, history: History) -> Tensor:
         """Q' = [W_q1 | W_q2] [target; e], or W_q1 target * (1 + W_q2 e)."""
         if not self.on(branch) or self.options.query == "none":
             return projection @ history.target
@@ -233,7 +233,7 @@ class Reference:
             return (projection @ history.target) * (1 + half @ history.encoding)
         return torch.cat([projection, half], 1) @ torch.cat([history.target, history.encoding])
 
-    def bent_key(self, branch: str, projection: Tensor, key: Tensor, history: History) -> Tensor:
+    def modulated_key(self, branch: str, projection: Tensor, key: Tensor, history: History) -> Tensor:
         """K' = [W_k1 | W_k2] [key; e]."""
         if not self.on(branch) or not self.options.keys:
             return projection @ key
@@ -251,7 +251,7 @@ class Reference:
         """tau."""
         if not self.on(branch) or self.options.temperature == "none":
             return torch.ones((), dtype=torch.float64)
-        weight = self.weights[f"length.modulation.{branch}.temperature_weight"]
+        weight = self.weights[f"length.modulation.{branch}.temperature.weight"]
         if self.options.temperature == "bucket":
             return torch.exp(weight[sum(border <= history.length for border in self.options.buckets)])
         if self.options.temperature == "encoded":
@@ -260,7 +260,7 @@ class Reference:
         if self.options.positive:
             weight = torch.log(1 + torch.exp(weight))
         gamma, beta = weight[0], weight[1]
-        center = self.weights[f"length.modulation.{branch}.center"]
+        center = self.weights[f"length.modulation.{branch}.temperature.center"]
         return 1 + gamma * torch.sigmoid(-beta * (self.scaled(history.length) - center))
 
     # The backbones
@@ -270,7 +270,7 @@ class Reference:
         name = f"backbone.{branch}"
         w_query, w_key, w_value = (self.weights[f"{name}.{w}.weight"] for w in ("query", "key", "value"))
         prompts = self.prompts_of(branch, history)
-        bent = self.bent_query(branch, w_query, history)
+        modulated = self.modulated_query(branch, w_query, history)
         plain = w_query @ history.target
         tau = self.temperature(branch, history)
         width = len(plain) // self.sizes.heads
@@ -280,8 +280,8 @@ class Reference:
             logits = []
             for place, item in enumerate([*prompts, *behaviours]):
                 is_prompt = place < len(prompts)
-                query = plain if is_prompt and self.options.prompt_query == "plain" else bent
-                key = self.bent_key(branch, w_key, item, history)
+                query = plain if is_prompt and self.options.prompt_query == "plain" else modulated
+                key = self.modulated_key(branch, w_key, item, history)
                 logit = (query[part] * key[part]).sum() / math.sqrt(width)
                 logits.append((logit + self.offset(is_prompt)) / tau)
             mixed = torch.zeros(width, dtype=torch.float64)
@@ -298,12 +298,12 @@ class Reference:
     def twin(self, history: History) -> tuple[Tensor, None]:
         """The long attention's own logits search, heads averaged; then it reads what was found."""
         w_query, w_key = (self.weights[f"backbone.long.{w}.weight"] for w in ("query", "key"))
-        query = self.bent_query("long", w_query, history)
+        query = self.modulated_query("long", w_query, history)
         tau = self.temperature("long", history)
         width = len(query) // self.sizes.heads
         scores = []
         for item in history.real():
-            key = self.bent_key("long", w_key, item, history)
+            key = self.modulated_key("long", w_key, item, history)
             by_head = [
                 (query[part] * key[part]).sum() / (math.sqrt(width) * tau)
                 for part in (slice(h * width, (h + 1) * width) for h in range(self.sizes.heads))
@@ -349,13 +349,13 @@ class Reference:
             state = self.step("backbone.extract", state, item, torch.ones((), dtype=torch.float64))
             states.append(state)
         relevance = self.weights["backbone.relevance.weight"]
-        bent, plain = self.bent_query("long", relevance, history), relevance @ history.target
+        modulated, plain = self.modulated_query("long", relevance, history), relevance @ history.target
         identity = torch.eye(width, dtype=torch.float64)
         logits = []
         for place, key in enumerate(states):
             is_prompt = place < len(prompts)
-            query = plain if is_prompt and self.options.prompt_query == "plain" else bent
-            logit = (query * self.bent_key("long", identity, key, history)).sum()
+            query = plain if is_prompt and self.options.prompt_query == "plain" else modulated
+            logit = (query * self.modulated_key("long", identity, key, history)).sum()
             logits.append((logit + self.offset(is_prompt)) / self.temperature("long", history))
         evolved = torch.zeros(width, dtype=torch.float64)
         for weight, x in zip(softmax(logits) if logits else [], states, strict=True):
@@ -380,11 +380,11 @@ class Reference:
         hidden, owners, items, factors = [], [], [], []
         for owner, history in enumerate(histories):
             prompts = self.prompts_of("long", history)
-            bent = self.bent_query("long", identity, history)
+            modulated = self.modulated_query("long", identity, history)
             for place, item in enumerate([*prompts, *history.real()]):
                 is_prompt = place < len(prompts)
-                q = history.target if is_prompt and self.options.prompt_query == "plain" else bent
-                k = self.bent_key("long", identity, item, history)
+                q = history.target if is_prompt and self.options.prompt_query == "plain" else modulated
+                k = self.modulated_key("long", identity, item, history)
                 x = first @ torch.cat([q, k, q - k, q * k]) + self.weights["backbone.of_query.bias"]
                 hidden.append(x)
                 owners.append(owner)

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
 from common.config import load
 from common.errors import ConfigError, DataError
 from common.study.command import find_study
 from common.study.kind import Head
-from common.study.plan import Study
-from common.study.results import complete, reproduce, resolve, write_results
+from common.study.plan import RunSpec, Study
+from common.study.results import complete, reproduce, resolve, tuning_table, write_results
+from common.training.record import Record
 from fake_train import simulate
+from lain.cli import main
 from lain.study.data import PreparedCTR, prepare_data
 from lain.study.kind import CTR
 
@@ -34,10 +37,10 @@ arms:
   loglength: {length.preset: loglength}
 main: [base, lain, temperature-loglength]
 seeds: [0, 1]
-base: {model: {max_length: 200}}
+base: {history: {max_length: 200}}
 extra:
   - {backbones: [twin], arms: [loglength]}
-  - {backbones: [twin], arms: [base, lain], tag: sweep, vary: {model.max_length: [50, 200, 1000]}}
+  - {backbones: [twin], arms: [base, lain], tag: sweep, vary: {history.max_length: [50, 200, 1000]}}
 """
 
 
@@ -155,18 +158,21 @@ def test_the_studies_of_this_repository_are_valid(repo: Path, monkeypatch: pytes
         assert {run.seed for run in plan} == {0, 1, 2}
         assert all(run.arm.startswith(run.config["length"]["preset"]) for run in plan)
         resolved = complete(resolve(CTR, plan), lambda config: "f")
-        assert {run.config["model"]["backbone"] for run in resolved} == {run.backbone for run in plan}
+        assert {run.config["model"]["name"] for run in resolved} == {run.backbone for run in plan}
         assert len({run.hash for run in resolved}) == len({run.key for run in resolved})
     assert len({run.key for run in find_study(CTR, "world").plan(seeds=1)}) == 5 * 3 + 10 + 2 * 5
 
 
 def test_mistakes_in_settings_show_before_anything_runs(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text("name: s\nbackbones: [twn]\nseeds: [0]\narms: {base: {model.hedas: 2}}\n")
+    path.write_text("name: s\nbackbones: [twn]\nseeds: [0]\narms: {base: {head.hiden: [2]}}\n")
     with pytest.raises(ConfigError) as found:
         resolve(CTR, find_study(CTR, str(path)).plan())
     assert "did you mean 'twin'" in str(found.value)
-    assert "did you mean 'model.heads'" in str(found.value)
+    assert "did you mean 'head.hidden'" in str(found.value)
+    path.write_text("name: s\nbackbones: [twin]\nseeds: [0]\narms: {base: {model.embedding_dim: 8}}\n")
+    with pytest.raises(ConfigError, match=r"model\.embedding_dim: this setting is now embedding\.dim"):
+        resolve(CTR, find_study(CTR, str(path)).plan())
 
 
 def test_unknown_study_and_missing_source(
@@ -206,14 +212,65 @@ def test_the_command_says_which_files_are_missing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def inside(*arguments: object) -> Result:
+    """The command in this process; mistakes are left as exceptions."""
+    return CliRunner().invoke(main, ["study", *map(str, arguments)], standalone_mode=False)
+
+
+def test_a_report_needs_runs_and_trains_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    done = inside(path, "report", "--out", tmp_path / "out")
+    assert isinstance(done.exception, DataError)
+    assert "no run of this study is there; `lain study tiny.yaml` does them" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_every_setting_and_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    done = inside(path, "--dry-run", "--seeds", 1, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert done.stdout.count("# twin-lain-0\n") == 1
+    assert "batch_size: 512" in done.stdout  # a default that the file does not name
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_runs_yaml_is_no_study(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repo)
+    with pytest.raises(DataError, match=r"no study 'train'; experiments/ctr has .*world"):
+        find_study(CTR, "train")
+
+
+def test_a_grid_is_ranked_on_validation_rows(tmp_path: Path) -> None:
+    grid = {"a": [0.70, 0.72], "b": [0.75, 0.71]}
+    plan = []
+    for name, values in grid.items():
+        for seed, value in enumerate(values):
+            spec = RunSpec(f"twin-{name}-{seed}", "twin", "base", seed, f"tune:x={name}", {})
+            folder = tmp_path / spec.key
+            folder.mkdir()
+            (folder / "study.json").write_text(json.dumps({"hash": spec.hash}))
+            record = Record.start(config={})
+            record.finish({"valid/auc": value, "test/auc": 1 - value}).save(folder / "record.json")
+            plan.append(spec)
+    table = tuning_table(CTR, plan, tmp_path, "the command")
+    assert (tmp_path / "tuning.md").read_text() == table
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[6:8]]
+    assert rows == [
+        ["twin", "base", "x=b", "73.000", "2.828", "2"],
+        ["twin", "base", "x=a", "71.000", "1.414", "2"],
+    ]
+
+
 @pytest.mark.slow
 def test_the_command_on_a_tiny_world(tmp_path: Path) -> None:
     """World, training, tests, table and plots for real; stopped, resumed, called again."""
     path = tmp_path / "tiny.yaml"
-    size = "model: {max_length: 100, top_k: 10, short_length: 20, hidden: [16]}"
+    size = "history: {max_length: 100}, head: {name: mlp, hidden: [16]}"
     base = f"base: {{{size}, fit: {{epochs: 1, progress: false}}, tracking: {{wandb: disabled}}}}\n"
     data = "data: {format: world, users: 120, rows: 2000, valid_rows: 400, test_per_bucket: 200, seed: 1}\n"
-    path.write_text(TINY.split("base: {model", maxsplit=1)[0] + base + data)
+    path.write_text(TINY.split("base: {history", maxsplit=1)[0] + base + data)
     first = command(str(path), "--seeds", "1", folder=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "ctr-tiny"

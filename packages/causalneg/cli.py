@@ -9,9 +9,10 @@ import click
 
 from causalneg.data import FORMATS
 from causalneg.generation.commands import generate, teach, verify
-from common.cli import Group
+from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
+from common.config.command import settings_command
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
@@ -207,18 +208,19 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.training.config import load_train_config, run_hash
-    from causalneg.training.run import train_run
+    from causalneg.training.config import load_train_config
+    from causalneg.training.run import RetrievalTask
+    from common.training.run import train as train_task
 
     settings = load_train_config(config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    name = settings.name or f"{settings.encoder.name}-{run_hash(settings)}-seed{settings.seed}"
-    run_dir = settings.out / name
-    record = train_run(settings, run_dir, skip_bad=skip_bad, tell=_tell)
-    _say_cut(record.notes["texts_cut"])
-    click.echo(run_dir)
+    run = train_task(RetrievalTask(settings, skip_bad=skip_bad))
+    if not run.trained:
+        report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
+    _say_cut(run.record.notes["texts_cut"])
+    click.echo(run.folder)
 
 
 @main.command()
@@ -312,10 +314,10 @@ def diagnose(
     if dry_run:
         click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
         return
-    reports = diagnose_run(
-        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, tell=_tell
+    found = diagnose_run(
+        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=report
     )
-    trained, untrained = (report.figures() for report in reports)
+    trained, untrained = (one.figures() for one in found)
     rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
     click.echo(markdown_table(["measure", "trained", "untrained"], rows))
     click.echo(run / "diagnosis.json")
@@ -374,6 +376,9 @@ def export(
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
         _tell(loss)
     click.echo(out)
+
+
+main.add_command(settings_command("causalneg.training.config:TrainConfig"))
 
 
 @main.command()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from common.errors import suggest
-from lain.backbones import Backbone
+from lain.backbones import Backbone, Memory
 from lain.data.batch import Batch
 from lain.data.schema import Feature
+from lain.heads import Head
+from lain.layers.attention import AttentionRecord
 from lain.layers.embedding import FeatureEmbedding, values_of
-from lain.length import LengthAdapter, LengthOptions
-from lain.ops.attention import AttentionRecord
+from lain.length import LengthAdapter, LengthOptions, LengthState
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What the model says of a batch.
+    """What the model gives for a batch.
 
     Args:
         logit: Log-odds of a click.
@@ -33,69 +34,6 @@ class Output:
     attention: dict[str, AttentionRecord]
 
 
-class Head(nn.Module):
-    """MLP from everything known of a sample to one logit, optionally told about the length.
-
-    Args:
-        width: Width of the input.
-        hidden: Widths of the hidden layers.
-        dropout: Share of hidden units dropped in training.
-        batch_norm: Normalise hidden layers over the batch.
-
-    Raises:
-        ValueError: ``dropout`` outside [0, 1), or no hidden layer.
-    """
-
-    def __init__(
-        self,
-        *,
-        width: int,
-        hidden: Sequence[int],
-        dropout: float,
-        batch_norm: bool,
-    ) -> None:
-        super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden must name positive widths, got {list(hidden)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        self.first = nn.Linear(width, hidden[0])
-        layers: list[nn.Module] = []
-        for number, units in enumerate(hidden):
-            if number:
-                layers.append(nn.Linear(hidden[number - 1], units))
-            layers += (
-                [nn.BatchNorm1d(units)] * batch_norm + [nn.ReLU()] + [nn.Dropout(dropout)] * (dropout > 0)
-            )
-        self.rest = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
-        self.told: nn.Linear | None = None
-        self.film = False
-
-    def tell(self, width: int, film: bool) -> None:
-        """Let the first layer be told a vector: added to it, or (``film``) scaling and shifting it.
-
-        Its weights start at zero, without effect.
-        """
-        self.film = film
-        self.told = nn.Linear(width, self.first.out_features * (1 + film), bias=False)
-        nn.init.zeros_(self.told.weight)
-
-    def forward(
-        self, x: Float[Tensor, "samples width"], told: Float[Tensor, "samples told"] | None
-    ) -> Float[Tensor, " samples"]:
-        """The logits."""
-        first: Tensor = self.first(x)
-        if self.told is not None and told is not None:
-            word: Tensor = self.told(told)
-            if self.film:
-                scale, shift = word.chunk(2, 1)
-                first = first * (1 + scale) + shift
-            else:
-                first = first + word
-        out: Tensor = self.rest(first)
-        return out[:, 0]
-
-
 class CTRModel(nn.Module):
     """Click-through predictor.
 
@@ -105,15 +43,10 @@ class CTRModel(nn.Module):
 
     Args:
         features: Features of the data set.
-        embedding_dim: Width of each feature's vector.
-        backbone: Builds the backbone for a given item width.
+        embedding: Makes the embedding of some features; called with ``dim`` for those of the behaviours.
+        backbone: Makes the backbone for a ``width`` of items and a ``context_width``.
+        head: Makes a head for a ``width``; called twice where the backbone has an auxiliary output.
         length: The method's choices.
-        hidden: Widths of the head's hidden layers.
-        dropout: Share of the head's hidden units dropped in training.
-        batch_norm: Normalise the head's hidden layers over the batch.
-        id_std: Standard deviation of the start of id tables.
-        feature_std: Standard deviation of the start of all other tables.
-        sparse: Row-sparse embedding gradients; None decides by table size.
         columns: Columns of the behaviours that are embedded with the item.
 
     Raises:
@@ -125,56 +58,65 @@ class CTRModel(nn.Module):
         self,
         *,
         features: Sequence[Feature],
-        embedding_dim: int,
+        embedding: Callable[..., FeatureEmbedding],
         backbone: Callable[..., Backbone],
+        head: Callable[..., Head],
         length: LengthOptions,
-        hidden: Sequence[int],
-        dropout: float = 0.0,
-        batch_norm: bool = False,
-        id_std: float = 0.1,
-        feature_std: float = 0.3,
-        sparse: bool | None = None,
         columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
-
-        def embedding(chosen: list[Feature], dim: int = embedding_dim) -> FeatureEmbedding:
-            return FeatureEmbedding(chosen, dim=dim, id_std=id_std, feature_std=feature_std, sparse=sparse)
-
         of_row = [f for f in features if f.source in ("user", "context") and f.kind != "time"]
         self.items = embedding([f for f in features if f.source == "item"])
         self.context = embedding(of_row)
         width = self.items.width
-        self.backbone = backbone(width=width)
-        known = self.context.width + width
-
-        def head(own: int) -> Head:
-            return Head(width=known + own, hidden=hidden, dropout=dropout, batch_norm=batch_norm)
-
-        self.head = head(self.backbone.interest_width)
-        self.auxiliary_head = head(self.backbone.auxiliary_width) if self.backbone.auxiliary_width else None
+        self.backbone = backbone(width=width, context_width=self.context.width)
+        known, auxiliary = self.context.width + width, self.backbone.auxiliary_width
+        self.head = head(width=known + self.backbone.interest_width)
+        self.auxiliary_head = head(width=known + auxiliary) if auxiliary else None
         self.length = LengthAdapter(width=width, branches=self.backbone.branches, options=length)
         if self.length.head_width:
-            self.head.tell(self.length.head_width, film=length.head == "film")
+            self.head.condition_on(self.length.head_width, film=length.head == "film")
         chosen = columns_of(features, columns)
         self.columns = embedding(chosen, dim=width) if chosen else None
 
     def forward(self, batch: Batch) -> Output:
         """Score a batch."""
-        table = self.items(values_of(batch.items, batch.item_features, self.items.features))
-        if self.columns is not None:
-            table = table + torch.unflatten(self.columns(batch.columns), 1, (-1, self.items.width)).sum(1)
+        table = self.table(batch)
         target = table.index_select(0, batch.target)
         state = self.length(batch.length, table.dtype)
-        found = self.backbone(target, table, batch.spans(), state)
-        known = [target]
-        if self.context.features:
-            known = [self.context(batch.features), target]
-        logit = self.head(torch.cat([*known, found.vectors], 1), state.head())
+        memory = self.backbone.encode(table, batch.spans(), state)
+        return self.score(memory, target, batch.features, state)
+
+    def table(self, batch: Batch) -> Float[Tensor, "items width"]:
+        """The vectors of a batch's items, and of what is known of behaviours beside them."""
+        table: Tensor = self.items(values_of(batch.items, batch.item_features, self.items.features))
+        if self.columns is not None:
+            table = table + torch.unflatten(self.columns(batch.columns), 1, (-1, self.items.width)).sum(1)
+        return table
+
+    def score(
+        self,
+        memory: Memory,
+        target: Float[Tensor, "samples width"],
+        features: Mapping[str, Num[Tensor, "samples ..."]],
+        length: LengthState,
+    ) -> Output:
+        """Score targets against what the backbone remembers of their histories.
+
+        Args:
+            memory: One history per sample (:meth:`~lain.backbones.base.Memory.take` repeats them).
+            target: Each sample's target item.
+            features: Values of the user and context features.
+            length: The samples' true lengths.
+        """
+        context = self.context(features) if self.context.features else target.new_empty(len(target), 0)
+        interests = self.backbone.score(memory, target, context, length)
+        known = [context, target] if self.context.features else [target]
+        logit = self.head(torch.cat([*known, interests.vectors], 1), length.head())
         auxiliary = None
-        if self.auxiliary_head is not None and found.auxiliary is not None:
-            auxiliary = self.auxiliary_head(torch.cat([*known, found.auxiliary], 1), None)
-        return Output(logit, auxiliary, found.attention)
+        if self.auxiliary_head is not None and interests.auxiliary is not None:
+            auxiliary = self.auxiliary_head(torch.cat([*known, interests.auxiliary], 1), None)
+        return Output(logit, auxiliary, interests.attention)
 
     def tables(self) -> list[nn.Parameter]:
         """The embedding tables, which the embedding penalty is for."""

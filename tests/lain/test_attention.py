@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lain.layers.attention import TargetAttention, start_projection
 from lain.length import LengthAdapter, LengthOptions, LengthState
-from lain.ops.attention import TargetAttention, start_projection
 from lain.ops.spans import Spans
 
 OFF = LengthOptions()
@@ -43,7 +43,9 @@ class TestTargetAttention:
         """Logits 1/sqrt(2) * (log 9 * sqrt(2), 0) = (log 9, 0): weights 0.9 and 0.1."""
         attention, adapter = make(2, 1)
         target = tensor([math.log(9) * math.sqrt(2), 0.0])
-        out, record = attention(target, tensor([1.0, 0.0], [0.0, 1.0]), spans_of([0, 1]), ask(adapter, 2))
+        out, record = attention(
+            target, attention.project(tensor([1.0, 0.0], [0.0, 1.0])), spans_of([0, 1]), ask(adapter, 2)
+        )
         torch.testing.assert_close(out, tensor([0.9, 0.1]))
         torch.testing.assert_close(record.weight, tensor([0.9], [0.1]))
         assert record.of_prompts.shape == (1, 0, 1)
@@ -52,7 +54,9 @@ class TestTargetAttention:
         """Each head of width 1 sees its own coordinate of target and behaviours."""
         attention, adapter = make(2, 2)
         target = tensor([math.log(3), -math.log(4)])
-        out, record = attention(target, tensor([1.0, 0.0], [0.0, 1.0]), spans_of([0, 1]), ask(adapter, 2))
+        out, record = attention(
+            target, attention.project(tensor([1.0, 0.0], [0.0, 1.0])), spans_of([0, 1]), ask(adapter, 2)
+        )
         torch.testing.assert_close(record.weight, tensor([0.75, 0.8], [0.25, 0.2]))
         torch.testing.assert_close(out, tensor([0.75, 0.2]))
 
@@ -60,10 +64,10 @@ class TestTargetAttention:
         """A bucket's tau of 2 halves the logits: log 9 becomes log 3."""
         attention, adapter = make(2, 1, LengthOptions(temperature="bucket", buckets=(10,)))
         with torch.no_grad():
-            adapter.get_parameter("modulation.long.temperature_weight")[0] = math.log(2)
+            adapter.get_parameter("modulation.long.temperature.weight")[0] = math.log(2)
         target = tensor([math.log(9) * math.sqrt(2), 0.0]).expand(2, -1)
         table = tensor([1.0, 0.0], [0.0, 1.0])
-        _, record = attention(target, table, spans_of([0, 1], [0, 1]), ask(adapter, 2, 20))
+        _, record = attention(target, attention.project(table), spans_of([0, 1], [0, 1]), ask(adapter, 2, 20))
         torch.testing.assert_close(
             record.weight[:, 0], torch.tensor([0.75, 0.25, 0.9, 0.1], dtype=torch.float64)
         )
@@ -72,7 +76,7 @@ class TestTargetAttention:
         """Two zero prompts have logit 0 each: weights e^x / (e^x + 2), and no value of their own."""
         attention, adapter = make(2, 1, LengthOptions(prompts=2))
         target = tensor([math.log(2) * math.sqrt(2), 0.0])
-        out, record = attention(target, tensor([1.0, 5.0]), spans_of([0]), ask(adapter, 1))
+        out, record = attention(target, attention.project(tensor([1.0, 5.0])), spans_of([0]), ask(adapter, 1))
         torch.testing.assert_close(record.weight, tensor([0.5]))
         torch.testing.assert_close(record.of_prompts, tensor([0.25], [0.25])[None])
         torch.testing.assert_close(out, tensor([0.5, 2.5]))
@@ -94,31 +98,39 @@ class TestTargetAttention:
                 ("prompt.mlp.2.weight", 1.0),  # P = 1
             ):
                 adapter.get_parameter(name).fill_(value)
-        _, record = attention(tensor([1.0]), tensor([1.0]), spans_of([0]), ask(adapter, 1))
+        _, record = attention(tensor([1.0]), attention.project(tensor([1.0])), spans_of([0]), ask(adapter, 1))
         weight = 1 / (1 + math.exp(2)) if plain else 0.5
         torch.testing.assert_close(record.weight, tensor([1 - weight]))
         torch.testing.assert_close(record.of_prompts, tensor([weight])[None])
 
     def test_nothing_to_attend_to(self) -> None:
         attention, adapter = make(2, 2)
-        out, record = attention(tensor([1.0, 2.0]), tensor([3.0, 4.0]), spans_of([]), ask(adapter, 0))
+        out, record = attention(
+            tensor([1.0, 2.0]), attention.project(tensor([3.0, 4.0])), spans_of([]), ask(adapter, 0)
+        )
         assert torch.equal(out, torch.zeros(1, 2, dtype=torch.float64))
         assert record.weight.shape == (0, 2)
 
     def test_one_behaviour_has_all_the_weight(self) -> None:
         attention, adapter = make(2, 2)
-        out, _ = attention(tensor([1.0, 2.0]), tensor([3.0, 4.0]), spans_of([0]), ask(adapter, 1))
+        out, _ = attention(
+            tensor([1.0, 2.0]), attention.project(tensor([3.0, 4.0])), spans_of([0]), ask(adapter, 1)
+        )
         torch.testing.assert_close(out, tensor([3.0, 4.0]))
 
     def test_no_gradient_through_the_record(self) -> None:
         attention, adapter = make(2, 1)
-        _, record = attention(tensor([1.0, 2.0]), tensor([3.0, 4.0]), spans_of([0]), ask(adapter, 1))
+        _, record = attention(
+            tensor([1.0, 2.0]), attention.project(tensor([3.0, 4.0])), spans_of([0]), ask(adapter, 1)
+        )
         assert not record.weight.requires_grad
 
     def test_search_by_hand(self) -> None:
         attention, adapter = make(2, 2)
         table = tensor([1.0, 0.0], [3.0, -2.0], [0.0, 2.0], [-5.0, 1.0])  # sums 1, 1, 2, -4
-        found = attention.search(tensor([1.0, 1.0]), table, spans_of([2, 0, 3, 1]), ask(adapter, 4), 2)
+        found = attention.search(
+            tensor([1.0, 1.0]), attention.project(table), spans_of([2, 0, 3, 1]), ask(adapter, 4), 2
+        )
         assert found.index.tolist() == [2, 1]
 
     def test_heads_divide_the_width(self) -> None:

@@ -18,103 +18,28 @@ from lain.backbones import BACKBONES
 from lain.backbones.din import Dice
 from lain.data.batch import Batch
 from lain.data.schema import Feature
+from lain.heads import HEADS
+from lain.layers.embedding import FeatureEmbedding
 from lain.length import PRESETS, LengthConfig, LengthOptions
-from lain.model import CTRModel, Head, Output
-from lain.ops.spans import _SpanLinear
-from reference import PADDING, Reference, Sample, Sizes
-
-ITEMS, CATEGORIES, USERS, HOURS = 16, 4, 4, 3
-CATEGORY = tuple(item % CATEGORIES for item in range(ITEMS))  # items 4, 8, 12 have no known category
-ITEM_FEATURES = {"item_id": tuple(range(ITEMS)), "category": CATEGORY}
-FEATURES = (
-    Feature("item_id", "item", "categorical", ITEMS),
-    Feature("category", "item", "categorical", CATEGORIES),
-    Feature("user_id", "user", "categorical", USERS),
-    Feature("hour", "context", "categorical", HOURS),
+from lain.model import CTRModel, Output
+from lain.ops.linear import _SpanLinear
+from reference import Reference, Sample, Sizes
+from small_model import (
+    DIM,
+    FEATURES,
+    HOURS,
+    ITEM_FEATURES,
+    ITEMS,
+    SAMPLES,
+    USERS,
+    WIDTH,
+    make_batch,
+    make_model,
+    stir,
 )
-DIM = 2
-WIDTH = 2 * DIM
-SHORT, TOP_K, HASHES, HASH_BITS = 3, 4, 3, 2
 
 all_backbones = pytest.mark.parametrize("name", list(BACKBONES))
 all_presets = pytest.mark.parametrize("preset", list(PRESETS))
-
-
-def make_model(name: str, options: LengthOptions, *, seed: int = 0, heads: int = 2, **sizes: Any) -> CTRModel:
-    """A small model, as it starts."""
-    torch.manual_seed(seed)
-    taken: dict[str, dict[str, Any]] = {
-        "din": {"din_hidden": (5, 3)},
-        "dien": {},
-        "sim": {"short_length": SHORT, "top_k": TOP_K, "heads": heads},
-        "sdim": {"short_length": SHORT, "hashes": HASHES, "hash_bits": HASH_BITS, "heads": heads},
-        "twin": {"short_length": SHORT, "top_k": TOP_K, "heads": heads},
-    }
-    return CTRModel(
-        features=FEATURES,
-        embedding_dim=DIM,
-        backbone=partial(BACKBONES[name], **taken[name] | sizes),
-        length=options,
-        hidden=(6, 5),
-    ).double()
-
-
-def stir(model: CTRModel, seed: int = 0) -> CTRModel:
-    """Give every weight a random value, also those that start at zero, and Dice a past."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * 0.5)
-            if name.endswith(("item_id.weight", "category.weight", "hour.weight", "action.weight")):
-                weight[PADDING] = 0
-        for module in model.modules():
-            if isinstance(module, Dice):
-                mean, variance = module.norm.running_mean, module.norm.running_var
-                assert mean is not None
-                assert variance is not None
-                mean.copy_(torch.randn(mean.shape, generator=generator) * 0.3)
-                variance.copy_(torch.rand(variance.shape, generator=generator) + 0.5)
-    return model
-
-
-def make_batch(samples: Sequence[Sample], *, shared: bool = False, repeated: bool = False) -> Batch:
-    """The batch of these samples.
-
-    Args:
-        samples: The samples.
-        shared: Samples whose histories are the same stretch, or part of one, share it in the pool.
-        repeated: Every mention of an item is an item of its own, as if no two were the same.
-    """
-    stretches: list[tuple[int, ...]] = []
-    where = []
-    for sample in samples:
-        for number, stretch in enumerate(stretches if shared else []):
-            count = len(sample.history)
-            begins = [b for b in range(len(stretch)) if stretch[b : b + count] == sample.history]
-            if begins:
-                where.append((number, begins[0]))
-                break
-        else:
-            where.append((len(stretches), 0))
-            stretches.append(sample.history)
-    pool = [item for stretch in stretches for item in stretch]
-    places = [sum(len(s) for s in stretches[:number]) + begin for number, begin in where]
-    targets = [sample.target for sample in samples]
-    items = [*pool, *targets] if repeated else sorted({*pool, *targets})
-    rows = list(range(len(items))) if repeated else [items.index(item) for item in [*pool, *targets]]
-    whole = partial(torch.tensor, dtype=torch.long)
-    return Batch(
-        items=whole(items),
-        pool=whole(rows[: len(pool)]),
-        start=whole(places),
-        count=whole([len(sample.history) for sample in samples]),
-        target=whole(rows[len(pool) :]),
-        length=whole([sample.length for sample in samples]),
-        label=torch.tensor([float(sample.target % 2) for sample in samples]),
-        rows=torch.arange(len(samples)),
-        item_features={"category": whole([CATEGORY[item] for item in items])},
-        features={name: whole([s.context[name] for s in samples]) for name in ("user_id", "hour")},
-    )
 
 
 def reference_of(model: CTRModel, name: str) -> tuple[Reference, dict[str, Tensor]]:
@@ -186,17 +111,6 @@ def answers(model: CTRModel, samples: Sequence[Sample], **how: bool) -> Output:
         output = model(make_batch(samples, **how))
     assert isinstance(output, Output)
     return output
-
-
-SAMPLES = (
-    Sample((), 3, 0, {"user_id": 1, "hour": 0}),
-    Sample((5,), 5, 1, {"user_id": 2, "hour": 1}),
-    Sample((1, 2, 1, 9, 7), 7, 5, {"user_id": 3, "hour": 2}),
-    Sample((4, 4, 4, 4, 4, 4), 9, 60, {"user_id": 0, "hour": 1}),
-    Sample((11, 3, 9, 5, 1, 8, 12, 15, 2), 8, 130, {"user_id": 1, "hour": 2}),
-    Sample((2, 1, 9, 7, 15, 10, 6), 14, 900, {"user_id": 3, "hour": 0}),
-)
-"""Ragged: none, one, under and over ``SHORT`` and ``TOP_K``; truncated and not; repeated items."""
 
 
 @st.composite
@@ -309,7 +223,7 @@ class TestReference:
         self, samples: tuple[Sample, ...], preset: str, activation: str, training: bool
     ) -> None:
         """Dice takes its statistics from real behaviours and prompts, and learns the running ones."""
-        model = stir(make_model("din", LengthOptions(**PRESETS[preset]), din_activation=activation))
+        model = stir(make_model("din", LengthOptions(**PRESETS[preset]), attention_activation=activation))
         model.train(training)
         before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
         seen = assert_equals_reference(model, "din", samples, make_batch(samples)).statistics
@@ -327,7 +241,7 @@ class TestReference:
 
     @pytest.mark.parametrize("hidden", [(4,), (5, 3, 2)])
     def test_din_of_any_depth(self, hidden: tuple[int, ...]) -> None:
-        model = stir(make_model("din", LengthOptions(**PRESETS["lain-published"]), din_hidden=hidden))
+        model = stir(make_model("din", LengthOptions(**PRESETS["lain-published"]), attention_hidden=hidden))
         assert_equals_reference(model, "din", SAMPLES, make_batch(SAMPLES))
 
 
@@ -337,7 +251,7 @@ class TestSwitchedOff:
         """With all switches off nothing is there that could differ, and no number hears of the length."""
         model = stir(make_model(name, LengthOptions())).eval()
         assert not model.length.state_dict()
-        assert model.head.told is None
+        assert model.head.condition is None
         output = answers(model, SAMPLES)
         longer = answers(model, [replace(s, length=s.length + 777) for s in SAMPLES])
         assert torch.equal(output.logit, longer.logit)
@@ -352,11 +266,11 @@ class TestSwitchedOff:
     @pytest.mark.parametrize("query", ["additive", "multiplicative"])
     @pytest.mark.parametrize("head", ["none", "loglength", "encoding", "film"])
     def test_zero_starts_change_no_bit(self, name: str, query: str, head: str) -> None:
-        """Query modulation, an encoded temperature and a told head start without effect."""
+        """Query modulation, an encoded temperature and a conditioned head start without effect."""
         base = make_model(name, LengthOptions()).eval()
-        told = make_model(name, options_of(query=query, head=head, temperature="encoded")).eval()
-        assert len(list(told.parameters())) > len(list(base.parameters()))
-        assert torch.equal(answers(told, SAMPLES).logit, answers(base, SAMPLES).logit)
+        neutral = make_model(name, options_of(query=query, head=head, temperature="encoded")).eval()
+        assert len(list(neutral.parameters())) > len(list(base.parameters()))
+        assert torch.equal(answers(neutral, SAMPLES).logit, answers(base, SAMPLES).logit)
 
     @all_presets
     @all_backbones
@@ -491,65 +405,12 @@ class TestBatches:
         assert (output.logit.float() - exact).norm() <= 16 * rounding * exact.norm()
 
 
-class TestHead:
-    """The prediction head: what it is told, and what it is made of."""
-
-    def make(self, **how: Any) -> Head:
-        torch.manual_seed(0)
-        settings: dict[str, Any] = {"width": 3, "hidden": (4, 2), "dropout": 0.0, "batch_norm": False}
-        return Head(**settings | how).double()
-
-    @pytest.mark.parametrize("film", [False, True])
-    def test_told_starts_without_effect(self, film: bool) -> None:
-        x, word = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-        head = self.make()
-        before = head(x, None)
-        head.tell(2, film=film)
-        assert torch.equal(head.double()(x, word), before)
-
-    @pytest.mark.parametrize("film", [False, True])
-    def test_told_by_hand(self, film: bool) -> None:
-        head = Head(width=1, hidden=(1,), dropout=0.0, batch_norm=False)
-        head.tell(1, film=film)
-        with torch.no_grad():
-            for parameter, value in zip(head.parameters(), [2.0, 1.0, 3.0, 0.5, 10.0], strict=True):
-                parameter.fill_(value)
-        # first = 2 * 4 + 1 = 9; told: 9 + 50, or 9 * (1 + 50) + 50; out = 3 * relu(.) + 0.5
-        out = head(torch.tensor([[4.0]]), torch.tensor([[5.0]]))
-        assert out.tolist() == [3 * (9 * 51 + 50) + 0.5 if film else 3 * 59 + 0.5]
-
-    def test_layers(self) -> None:
-        kinds = [type(layer).__name__ for layer in self.make(dropout=0.1, batch_norm=True).rest]
-        one = ["BatchNorm1d", "ReLU", "Dropout"]
-        assert kinds == [*one, "Linear", *one, "Linear"]
-
-    def test_normalised_and_dropped(self) -> None:
-        """Dropout in training only; batch norm makes samples depend on each other in training only."""
-        head, x = self.make(dropout=0.5, batch_norm=True), torch.randn(8, 3, dtype=torch.float64)
-        assert not torch.equal(head(x, None), head(x, None))
-        head.eval()
-        torch.testing.assert_close(head(x, None)[:1], head(x[:1], None))
-
-    @pytest.mark.parametrize(
-        ("wrong", "line"),
-        [
-            ({"hidden": ()}, "hidden must name positive widths, got \\[\\]"),
-            ({"hidden": (4, 0)}, "hidden must name positive widths, got \\[4, 0\\]"),
-            ({"dropout": 1.0}, "dropout must lie in \\[0, 1\\), got 1.0"),
-            ({"dropout": -0.1}, "dropout must lie in \\[0, 1\\), got -0.1"),
-        ],
-    )
-    def test_what_makes_no_head(self, wrong: dict[str, Any], line: str) -> None:
-        with pytest.raises(ValueError, match=line):
-            self.make(**wrong)
-
-
 class TestArguments:
     @pytest.mark.parametrize(
         ("name", "wrong", "line"),
         [
-            ("din", {"din_hidden": ()}, "din_hidden must name at least one width"),
-            ("din", {"din_hidden": (4, 0)}, "din_hidden must be at least 1, got 0"),
+            ("din", {"attention_hidden": ()}, "attention_hidden must name at least one width"),
+            ("din", {"attention_hidden": (4, 0)}, "attention_hidden must be at least 1, got 0"),
             ("sim", {"short_length": 0}, "short_length must be at least 1, got 0"),
             ("sim", {"top_k": -1}, "top_k must be at least 1, got -1"),
             ("twin", {"heads": 0}, "heads must be at least 1, got 0"),
@@ -573,7 +434,6 @@ class TestArguments:
 
     def test_registry_names(self) -> None:
         assert list(BACKBONES) == ["din", "dien", "sim", "sdim", "twin"]
-        assert all(BACKBONES[name].name == name for name in BACKBONES)
         assert LengthConfig().resolve() == LengthOptions()
 
 
@@ -586,8 +446,9 @@ class TestColumns:
     def make(self, name: str, columns: tuple[str, ...]) -> CTRModel:
         features = (*FEATURES, self.ACTION, self.DWELL, Feature("at", "behaviour", "time", 0))
         torch.manual_seed(0)
-        return CTRModel(features=features, embedding_dim=DIM, backbone=BACKBONES[name], hidden=(6, 5),
-                        length=LengthOptions(**PRESETS["lain"]), columns=columns).double()  # fmt: skip
+        return CTRModel(features=features, embedding=partial(FeatureEmbedding, dim=DIM), columns=columns,
+                        backbone=BACKBONES.component(name).build, head=HEADS.component("mlp").build,
+                        length=LengthOptions(**PRESETS["lain"])).double()  # fmt: skip
 
     @all_backbones
     def test_unread_columns_change_nothing(self, name: str) -> None:

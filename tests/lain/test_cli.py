@@ -20,16 +20,19 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
+from common.ragged import Ragged
 from lain.backbones import BACKBONES
 from lain.cli import main
+from lain.data.schema import Feature
+from lain.data.writer import StoreWriter
 
 FIRST_LOSSES = Path(__file__).with_name("first_losses.json")
 """Losses of the first steps per backbone and arm; `python tests/lain/test_cli.py` measures them again."""
 
 SMALL = [
-    "model.embedding_dim=4",
-    "model.hidden=[8]",
-    "model.max_length=100",
+    "embedding.dim=4",
+    "head.hidden=[8]",
+    "history.max_length=100",
     "train.batch_size=64",
     "fit.epochs=1",
     "fit.log_every=1",
@@ -80,7 +83,7 @@ def first_losses(config: Path, out: Path) -> dict[str, list[float]]:
     for backbone in BACKBONES:
         for arm in ("base", "lain"):
             result = lain(
-                "train", config, *SMALL, f"model.backbone={backbone}", f"length.preset={arm}",
+                "train", config, *SMALL, f"model.name={backbone}", f"length.preset={arm}",
                 "fit.max_steps=3", f"out={out}", f"name={backbone}-{arm}", "diagnose_rows=0",
             )  # fmt: skip
             assert result.exit_code == 0, result.output
@@ -129,7 +132,9 @@ def test_predict_scores_another_world_and_refuses_another_kind(
 ) -> None:
     other = tmp_path / "other"
     assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
-    result = lain("predict", run, other, "--split", "valid")
+    (line,) = fails("predict", run, other, "--split", "valid")
+    assert f"{other}: is not the data set that {run} was trained on, and nothing says what its ids" in line
+    result = lain("predict", run, other, "--split", "valid", "--same-encoding")
     assert result.exit_code == 0, result.output
     scores = pq.read_table(Path(result.output.strip().splitlines()[-1]))
     assert len(scores) == len(np.load(other / "valid" / "label.npy"))
@@ -175,7 +180,7 @@ def test_help_of_every_command_tells_its_arguments() -> None:
 
 def test_a_killed_run_ends_as_one_that_was_not(config: Path, tmp_path: Path) -> None:
     settings = [
-        *SMALL, "fit.epochs=3", "fit.checkpoint_steps=2", "model.dropout=0.2", "fit.patience=0",
+        *SMALL, "fit.epochs=3", "fit.checkpoint_steps=2", "head.dropout=0.2", "fit.patience=0",
         "fit.accumulate=2", "length.preset=lain", f"out={tmp_path}",
     ]  # fmt: skip
     whole = lain("train", config, *settings, "name=whole")
@@ -200,9 +205,9 @@ def test_a_killed_run_ends_as_one_that_was_not(config: Path, tmp_path: Path) -> 
 
 
 def test_every_mistake_in_a_config_is_named_at_once(config: Path) -> None:
-    lines = fails("train", config, "model.backbone=twinn", "train.learning_rat=1", "model.top_k=0")
+    lines = fails("train", config, "head.name=mpl", "train.learning_rat=1", "model.top_k=0")
     text = "\n".join(lines)
-    assert "twin" in text
+    assert "there is no head 'mpl'; did you mean 'mlp'?" in text
     assert "learning_rate" in text
     assert "top_k" in text
     assert len(lines) == 3
@@ -213,20 +218,20 @@ def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
 ) -> None:
     lines = fails(
         "train", config, *SMALL, f"out={tmp_path}", "buckets=[[0,50],[100,50]]", "seed=-1", "name=..",
-        "diagnose_rows=-1", "model.id_std=-1", "train.learning_rate=.inf", "fit.clip=.inf",
+        "diagnose_rows=-1", "embedding.id_std=-1", "train.learning_rate=.inf", "fit.clip=.inf",
         "length.beta=.inf",
     )  # fmt: skip
     wanted = [
-        "model.id_std: must be finite and not negative, got -1.0",
-        "length.beta must be finite, got inf",
+        "embedding.id_std: must be at least 0, got -1",
+        "length.beta: must be finite, got inf",
         "train.learning_rate: must be finite and positive, got inf",
         "fit.clip: must be finite, got inf; 0 turns clipping off",
         "buckets[1]: needs 0 <= low < high, got 100 and 50",
         "seed: must be from 0 to 4294967295, got -1",
-        "diagnose_rows: must not be negative, got -1",
         "name: must be the name of a new folder, got '..'",
+        "diagnose_rows: must not be negative, got -1",
     ]
-    assert [line.removeprefix("error: command line: ").removeprefix("length: ") for line in lines] == wanted
+    assert [line.removeprefix("error: command line: ") for line in lines] == wanted
     (line,) = fails("train", config, *SMALL, f"out={tmp_path}", "fit.monitor=valid/acu")
     assert "did you mean 'valid/auc'?" in line
     assert not list(tmp_path.iterdir())
@@ -235,21 +240,21 @@ def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["model.embedding_dim=100000000000"], r"model: too large for any machine; lower its sizes: "
-         r"model.embedding_dim=100000000000, "),
-        (["model.embedding_dim=1" + 30 * "0"], r"model: too large for any machine; lower its sizes: "),
-        (["model.hidden=[100000000000,8]"], r"model: needs [\d,.]+ GB with Adam's moments, this machine has "
+        (["embedding.dim=100000000000"], r"model: too large for any machine; lower its sizes: "
+         r"embedding.dim=100000000000, "),
+        (["embedding.dim=1" + 30 * "0"], r"model: too large for any machine; lower its sizes: "),
+        (["head.hidden=[100000000000,8]"], r"model: needs [\d,.]+ GB with Adam's moments, this machine has "
          r"[\d,.]+ GB \(its largest part is head.first.weight, 100000000000 x \d+\); lower its sizes: "
-         r"model.hidden=\[100000000000, 8\], "),
-        (["model.backbone=sdim", "model.hashes=100000000000"], r"its largest part is backbone.projection, "),
+         r"head.hidden=\[100000000000, 8\], "),
+        (["model.name=sdim", "model.hashes=100000000000"], r"its largest part is backbone.projection, "),
         (["model.attention_dim=100000000000"], r"lower its sizes: model.attention_dim=100000000000, "),
         (["length.preset=lain", "length.prompts=100000000000"], r"lower its sizes: length.prompts=1000"),
-        (["model.backbone=din", "model.din_hidden=[100000000000]"], r"lower its sizes: model.din_hidden="),
-        (["model.backbone=sdim", "model.hash_bits=64"], r"model: hash_bits must be at most 63, got 64"),
-        (["model.hidden=[-8]"], r"model.hidden: must name positive widths, got \[-8\]"),
-        (["model.embedding_dim=0"], r"model.embedding_dim: must be at least 1, got 0"),
-        (["model.attention_dim=-2"], r"model.attention_dim: must not be negative, got -2"),
-        (["model.max_length=2147483648"], r"model.max_length: must be at most 2147483647, got 2147483648"),
+        (["model.name=din", "model.attention_hidden=[100000000000]"], r"sizes: model.attention_hidden="),
+        (["model.name=sdim", "model.hash_bits=64"], r"model.hash_bits: must be at most 63, got 64"),
+        (["head.hidden=[-8]"], r"head.hidden\[0\]: must be at least 1, got -8"),
+        (["embedding.dim=0"], r"embedding.dim: must be at least 1, got 0"),
+        (["model.attention_dim=-2"], r"model.attention_dim: must be at least 0, got -2"),
+        (["history.max_length=2147483648"], r"max_length: must be at most 2147483647, got 2147483648"),
     ],
 )  # fmt: skip
 def test_a_size_that_no_memory_holds_is_one_line(
@@ -258,6 +263,79 @@ def test_a_size_that_no_memory_holds_is_one_line(
     (found,) = fails("train", config, *SMALL, *settings, f"out={tmp_path}")
     assert re.search(line, found), found
     assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_that_had_another_name_says_its_new_one(config: Path) -> None:
+    old = ["model.backbone=din", "model.hidden=[8]", "model.max_length=10", "model.embedding_dim=4",
+           "model.din_hidden=[4]", "model.dropout=0.1", "model.sparse=true"]  # fmt: skip
+    found = [line.removeprefix("error: command line: ") for line in fails("train", config, *old)]
+    now = ["model.name", "head.hidden", "history.max_length", "embedding.dim", "model.attention_hidden",
+           "head.dropout", "embedding.sparse"]  # fmt: skip
+    assert found == [
+        f"{key.split('=')[0]}: this setting is now {new}" for key, new in zip(old, now, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("head", ["dcnv2", "finalmlp"])
+def test_every_head_trains(config: Path, tmp_path: Path, head: str) -> None:
+    short = [*SMALL, f"out={tmp_path}", "fit.max_steps=2", "diagnose_rows=0"]
+    result = lain("train", config, *short, f"head.name={head}", "length.preset=lain-plus")
+    assert result.exit_code == 0, result.output
+
+
+def strange_store(path: Path, categories: int = 0) -> Path:
+    """A data set whose names are what programs use themselves, with columns of the behaviours."""
+    features = [
+        Feature("item_id", "item", "categorical", 0),
+        Feature("type", "item", "categorical", categories),
+        Feature("video.type", "item", "list", 5, 2),
+        Feature("keys", "user", "categorical", 3),
+        Feature("标签", "context", "categorical", 4),
+        Feature("at", "context", "time", 0),
+        Feature("type", "behaviour", "categorical", 0),
+        Feature("items", "behaviour", "vector", 0, 1),
+        Feature("at", "behaviour", "time", 0),
+    ]
+    rng = np.random.default_rng(0)
+    histories = Ragged.from_lists([rng.integers(1, 9, n).tolist() for n in (0, 1, 5, 12)])
+    many = len(histories.values)
+    with StoreWriter(path, name="s", features=features, num_items=9, num_users=4) as store:
+        store.items("type", np.arange(9) % 4)
+        store.items("video.type", rng.integers(0, 5, (9, 2)))
+        store.users("keys", np.array([0, 1, 2, 1]))
+        columns = {"type": rng.integers(0, 3, many), "items": rng.random((many, 1)), "at": np.arange(many)}
+        store.histories(histories, columns)
+        for name in ("train", "valid", "test"):
+            user = rng.integers(0, 4, 64)
+            end = rng.integers(0, histories.lengths[user] + 1)
+            store.split(name, 64).append(
+                user=user, item=rng.integers(1, 9, 64), end=end, length=end, label=rng.integers(0, 2, 64),
+                context={"标签": rng.integers(0, 4, 64), "at": rng.integers(0, 2**40, 64)},
+            )  # fmt: skip
+    return path
+
+
+def test_any_feature_name_and_columns_of_behaviours(config: Path, tmp_path: Path) -> None:
+    data = strange_store(tmp_path / "data")
+    here = [f"data={data}", f"out={tmp_path}", "length.preset=lain"]
+    result = lain("train", config, *SMALL, *here, "history.columns=[type, items]", "name=run")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "predictions" / "test.parquet").is_file()
+    result = lain("evaluate", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    (line,) = fails("train", config, *SMALL, *here, "history.columns=[typ]")
+    assert "no column 'typ' of the behaviours, only type, items, at; did you mean 'type'?" in line
+    (line,) = fails("train", config, *SMALL, *here, "history.columns=[at]")
+    assert "'at' is a point in time" in line
+
+
+def test_a_vocabulary_that_no_memory_holds_is_named(config: Path, tmp_path: Path) -> None:
+    """Not the sizes of the model, which could not be made small enough."""
+    data = strange_store(tmp_path / "data", categories=2_000_000_000)
+    (line,) = fails("train", config, *SMALL, f"data={data}", f"out={tmp_path}", "embedding.dim=64")
+    assert "its largest part is items.layers.type~.weight, 2000000000 x 64" in line
+    assert "item feature 'type' has too large a vocabulary, 2,000,000,000 values; prepare the data" in line
+    assert "lower" not in line
 
 
 def test_an_allocation_that_fails_in_a_step_is_one_line(
@@ -271,7 +349,7 @@ def test_an_allocation_that_fails_in_a_step_is_one_line(
     assert line.startswith(
         "error: not enough memory; lower train.batch_size=64, train.eval_batch_size=2048, "
     )
-    assert "model.max_length=100 or the model's sizes: model.hidden=[8], model.embedding_dim=4" in line
+    assert "history.max_length=100 or the model's sizes: head.hidden=[8], embedding.dim=4" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -289,8 +367,8 @@ def test_a_run_is_not_resumed_with_other_settings_or_other_data(
     settings = [*SMALL, f"out={tmp_path}", "diagnose_rows=0", "fit.patience=0"]
     assert lain("train", config, *settings, "name=one").exit_code == 0
     before = (tmp_path / "one" / "record.json").read_text()
-    (line,) = fails("train", config, *settings, "name=one", "train.learning_rate=0.1", "model.dropout=0.1")
-    assert "model.dropout was 0.0, is 0.1, train.learning_rate was 0.001, is 0.1" in line
+    (line,) = fails("train", config, *settings, "name=one", "train.learning_rate=0.1", "head.dropout=0.1")
+    assert "head.dropout was 0.0, is 0.1, train.learning_rate was 0.001, is 0.1" in line
     other = tmp_path / "world"
     assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
     (line,) = fails("train", config, *settings, "name=one", f"data={other}")
@@ -299,7 +377,7 @@ def test_a_run_is_not_resumed_with_other_settings_or_other_data(
     # Without a name every one has a folder of its own; the same data elsewhere are the same data.
     moved = tmp_path / "moved"
     shutil.copytree(world, moved)
-    folders = [lain("train", config, *settings, f"data={data}").output for data in (world, other, moved)]
+    folders = [lain("train", config, *settings, f"data={data}").stdout for data in (world, other, moved)]
     assert folders[0] == folders[2] != folders[1]
     # More epochs are no other run.
     result = lain("train", config, *settings, "name=one", "fit.epochs=2")
@@ -319,7 +397,7 @@ def test_predictions_that_cannot_be_written_leave_nothing(run: Path, world: Path
 
 def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
     (line,) = fails(
-        "train", config, *SMALL, "model.backbone=din", "length.preset=lain", "length.branches=[short]"
+        "train", config, *SMALL, "model.name=din", "length.preset=lain", "length.branches=[short]"
     )
     assert "short" in line
 

@@ -25,9 +25,11 @@ from lain.evaluation.diagnostics import (
     gradient_cosine,
     normalised_entropy,
 )
+from lain.heads import HEADS
+from lain.layers.attention import AttentionRecord
+from lain.layers.embedding import FeatureEmbedding
 from lain.length import PRESETS, LengthOptions
 from lain.model import CTRModel
-from lain.ops.attention import AttentionRecord
 from lain.ops.spans import Spans
 from small_store import Row, write
 
@@ -149,11 +151,10 @@ def make_model(name: str = "twin", preset: str = "base", sparse: bool = False) -
     torch.manual_seed(0)
     return CTRModel(
         features=FEATURES,
-        embedding_dim=4,
-        backbone=partial(BACKBONES[name]),
+        embedding=partial(FeatureEmbedding, dim=4, sparse=sparse),
+        backbone=BACKBONES.component(name).build,
+        head=HEADS.component("mlp", hidden=(8,)).build,
         length=LengthOptions(**PRESETS[preset]),
-        hidden=(8,),
-        sparse=sparse,
     )
 
 

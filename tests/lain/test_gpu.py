@@ -10,16 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.fit import FitConfig
+from common.training.config import FitConfig, TrackingConfig
 from lain.backbones import BACKBONES
 from lain.data.batch import Batch
 from lain.data.module import CTRData
 from lain.data.store import Store
+from lain.heads import HEADS
 from lain.length import LengthConfig
 from lain.model import CTRModel
+from lain.ops.linear import span_linear, take
+from lain.ops.products import span_dot, span_scatter, span_sum
 from lain.ops.recurrence import GRU, PackedSpans
-from lain.ops.spans import Spans, span_dot, span_linear, span_scatter, span_softmax, span_sum, take
-from lain.training.config import ModelConfig, OptimConfig, TrackingConfig, TrainConfig
+from lain.ops.softmax import span_softmax
+from lain.ops.spans import Spans
+from lain.training.build import build_model
+from lain.training.config import EmbeddingConfig, HistoryConfig, OptimConfig, TrainConfig
 from lain.training.run import train_run
 from lain.world import WorldConfig, make_world
 
@@ -28,7 +33,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no NVIDIA GPU"),
 ]
 DEVICE = "cuda"
-SIZES: dict[str, Any] = {"embedding_dim": 8, "hidden": [16], "short_length": 5, "top_k": 7, "max_length": 60}
+LENGTHS: dict[str, dict[str, Any]] = {
+    "sim": {"short_length": 5, "top_k": 7},
+    "sdim": {"short_length": 5},
+    "twin": {"short_length": 5, "top_k": 7},
+}
+SIZES: dict[str, Any] = {
+    "embedding": EmbeddingConfig(dim=8),
+    "head": HEADS.component("mlp", hidden=[16]),
+    "history": HistoryConfig(max_length=60),
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +68,12 @@ def answers(model: CTRModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("preset", ["base", "lain", "lain-plus", "lain-published"])
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_backbone(backbone: Any, preset: Any, world: Path) -> None:
-    data = CTRData(world, max_length=SIZES["max_length"], batch_size=64)
+    data = CTRData(world, max_length=60, batch_size=64)
     batch = data.batches("train")[np.arange(64)]
     torch.manual_seed(0)
-    config = ModelConfig(backbone=backbone, **SIZES)
-    model = config.build(data.store.features, LengthConfig(preset=preset)).double()
+    component = BACKBONES.component(backbone, **LENGTHS.get(backbone, {}))
+    config = TrainConfig(data=world, model=component, length=LengthConfig(preset=preset), **SIZES)
+    model = build_model(config, data.store.features).double()
     for parameter in model.parameters():
         parameter.data += 0.01 * random(*parameter.shape)  # also what starts at zero
     expected, of_cpu = answers(model, batch)
@@ -115,7 +130,8 @@ def test_training(precision: Any, apart: float, world: Path, tmp_path: Path) -> 
     for accelerator in ("cpu", "gpu"):
         config = TrainConfig(
             data=world,
-            model=ModelConfig(**SIZES),
+            model=BACKBONES.component("twin", **LENGTHS["twin"]),
+            **SIZES,
             length=LengthConfig(preset="lain"),
             train=OptimConfig(batch_size=64, learning_rate=0.005),
             fit=FitConfig(epochs=1, clip=1.0, accelerator=accelerator, precision=precision, progress=False),

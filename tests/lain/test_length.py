@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common.config.typed import fields_of
 from common.errors import ConfigError
 from lain.length import (
     PRESETS,
-    Affine,
     LengthAdapter,
     LengthConfig,
     LengthModulation,
@@ -22,6 +23,7 @@ from lain.length import (
     SpectralLengthEncoder,
     scale_length,
 )
+from lain.length.affine import Affine
 
 WIDTH = 4
 
@@ -89,7 +91,7 @@ class TestEncoder:
         encoder = SpectralLengthEncoder(width=2, hidden=2, frequencies=1, frequency_range=(0.5, 2.0))
         assert encoder.frequency.tolist() == pytest.approx([0.5], rel=1e-6)
 
-    def test_lengths_are_told_apart(self) -> None:
+    def test_lengths_are_distinguished(self) -> None:
         torch.manual_seed(0)
         encoder = SpectralLengthEncoder(
             width=8, hidden=8, frequencies=16, frequency_range=(0.1, 10.0)
@@ -166,8 +168,8 @@ class TestModulation:
     def test_starts(self, query: str) -> None:
         x, encoding = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
         assert torch.equal(self.make(query=query).query(x, as_is(encoding)), x)
-        bent = self.make(query=query, modulation_start="random").query(x, as_is(encoding))
-        assert (bent - x).abs().min() > 0
+        changed = self.make(query=query, modulation_start="random").query(x, as_is(encoding))
+        assert (changed - x).abs().min() > 0
 
     def test_switched_off_has_no_weights(self) -> None:
         assert not list(self.make().parameters())
@@ -212,8 +214,8 @@ class TestTemperature:
         modulation = LengthModulation(width=2, attention=2, options=options).double()
         lengths = torch.tensor([0, 10, 100, 1000])
         for weight in (-5.0, 0.0, 5.0):
-            fill(modulation, temperature_weight=weight)
-            tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), None)
+            fill(modulation, temperature__weight=weight)
+            tau = answer(modulation.divisor(lengths, scale_length(lengths, "log", torch.float64), None))
             assert (tau.diff() < 0).all()
             assert (tau > 1).all()
 
@@ -227,20 +229,23 @@ class TestTemperature:
         learned = LengthModulation(
             width=2, attention=2, options=LengthOptions(temperature="sigmoid", learn_center=True)
         )
-        assert {n for n, _ in fixed.named_buffers()} == {"center"}
-        assert {n for n, _ in learned.named_parameters()} == {"center", "temperature_weight"}
-        for modulation in (fixed, learned):
-            assert modulation.center.item() == pytest.approx(math.log(101), rel=1e-6)
+        assert {n for n, _ in fixed.named_buffers()} == {"temperature.center"}
+        assert {n for n, _ in learned.named_parameters()} == {"temperature.center", "temperature.weight"}
+        centers = fixed.get_buffer("temperature.center"), learned.get_parameter("temperature.center")
+        for center in centers:
+            assert center.item() == pytest.approx(math.log(101), rel=1e-6)
 
     def test_encoded(self) -> None:
         """tau = exp(w . e), neutral at first."""
         options = LengthOptions(temperature="encoded")
         assert answer(state_of(options, [0, 50, 5000]).temperature("long")).tolist() == [1.0] * 3
         modulation = LengthModulation(width=2, attention=2, options=options).double()
-        fill(modulation, temperature_weight=torch.tensor([1.0, -0.5]))
+        fill(modulation, temperature__weight=torch.tensor([1.0, -0.5]))
         encoding = torch.tensor([[math.log(2), 0.0], [0.0, math.log(4)]], dtype=torch.float64)
         lengths = torch.tensor([1, 2])
-        tau = modulation.temperature(lengths, scale_length(lengths, "log", torch.float64), as_is(encoding))
+        tau = answer(
+            modulation.divisor(lengths, scale_length(lengths, "log", torch.float64), as_is(encoding))
+        )
         assert tau.tolist() == pytest.approx([2, 0.5], rel=1e-12)
 
     def test_buckets(self) -> None:
@@ -249,9 +254,9 @@ class TestTemperature:
         modulation = LengthModulation(width=2, attention=2, options=options).double()
         lengths = torch.tensor([0, 49, 50, 99, 100, 5000])
         scaled = scale_length(lengths, "log", torch.float64)
-        assert modulation.temperature(lengths, scaled, None).tolist() == [1.0] * 6
-        fill(modulation, temperature_weight=torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64).log())
-        found = modulation.temperature(lengths, scaled, None).tolist()
+        assert answer(modulation.divisor(lengths, scaled, None)).tolist() == [1.0] * 6
+        fill(modulation, temperature__weight=torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64).log())
+        found = answer(modulation.divisor(lengths, scaled, None)).tolist()
         assert found == pytest.approx([2, 2, 3, 3, 5, 5], rel=1e-12)
 
 
@@ -301,7 +306,7 @@ class TestAdapter:
         assert state.adapter.head_width == WIDTH
 
     def test_branches(self) -> None:
-        """Only the named branch is bent; branches have weights of their own, prompts are common."""
+        """Only the named branch is conditioned; branches have weights of their own, prompts are common."""
         options = LengthOptions(prompts=1, temperature="sigmoid", query="additive", branches=("long",))
         state = state_of(options, [3])
         query = torch.randn(1, 6, dtype=torch.float64)
@@ -324,9 +329,9 @@ class TestAdapter:
         assert not list(adapter.modulation)
 
     def test_log_length_for_the_head(self) -> None:
-        told = answer(state_of(LengthOptions(head="loglength"), [0, 100, 1000]).head())
+        found = answer(state_of(LengthOptions(head="loglength"), [0, 100, 1000]).head())
         wanted = [math.log(1 / 101), 0, math.log(1001 / 101)]
-        assert told[:, 0].tolist() == pytest.approx(wanted, rel=1e-12)
+        assert found[:, 0].tolist() == pytest.approx(wanted, rel=1e-12)
 
     def test_unknown_branch(self) -> None:
         options = LengthOptions(branches=("left", "long", "right"))
@@ -336,6 +341,17 @@ class TestAdapter:
 
 
 class TestOptions:
+    def test_every_option_can_be_set_on_top_of_a_preset(self) -> None:
+        """The config has the options' names and meanings, each of them optional."""
+        known = fields_of(LengthConfig)
+        assert list(known) == ["preset", *(f.name for f in fields(LengthOptions))]
+        assert all(setting.meaning for setting in known.values())
+        assert known["prompts"].meaning.startswith("Number k of prompt vectors")
+
+    def test_an_unknown_temperature_names_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match="no temperature 'sigmod'; did you mean 'sigmoid'"):
+            LengthOptions(temperature="sigmod")
+
     def test_defaults_are_all_off(self) -> None:
         assert LengthOptions() == LengthOptions(**PRESETS["base"])
         assert not LengthOptions().encoded
@@ -375,26 +391,26 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("wrong", "line"),
         [
-            ({"frequencies": 0}, "length.frequencies must be at least 1, got 0"),
-            ({"prompts": -1}, "length.prompts must not be negative, got -1"),
+            ({"frequencies": 0}, "frequencies: must be at least 1, got 0"),
+            ({"prompts": -1}, "prompts: must not be negative, got -1"),
             (
                 {"frequency_range": (0.0, 1.0)},
-                "length.frequency_range must rise from above 0, got 0.0 to 1.0",
+                "frequency_range: must rise from above 0, got 0.0 to 1.0",
             ),
             (
                 {"frequency_range": (2.0, 1.0)},
-                "length.frequency_range must rise from above 0, got 2.0 to 1.0",
+                "frequency_range: must rise from above 0, got 2.0 to 1.0",
             ),
             (
                 {"frequency_range": (1.0, math.inf)},
-                "length.frequency_range must rise from above 0, got 1.0 to inf",
+                "frequency_range: must rise from above 0, got 1.0 to inf",
             ),
-            ({"center": math.inf}, "length.center must be finite, got inf"),
-            ({"gamma": 0.0}, "length.gamma and beta must be positive, got 0.0 and 1.0"),
-            ({"beta": -1.0}, "length.gamma and beta must be positive, got 1.0 and -1.0"),
-            ({"center": -1.0}, "length.center must not be negative, got -1.0"),
-            ({"buckets": (50, 50)}, "length.buckets must rise from at least 1, got [50, 50]"),
-            ({"buckets": (0, 50)}, "length.buckets must rise from at least 1, got [0, 50]"),
+            ({"center": math.inf}, "center: must be finite, got inf"),
+            ({"gamma": 0.0}, "gamma: gamma and beta must be positive, got 0.0 and 1.0"),
+            ({"beta": -1.0}, "gamma: gamma and beta must be positive, got 1.0 and -1.0"),
+            ({"center": -1.0}, "center: must not be negative, got -1.0"),
+            ({"buckets": (50, 50)}, "buckets: must rise from at least 1, got [50, 50]"),
+            ({"buckets": (0, 50)}, "buckets: must rise from at least 1, got [0, 50]"),
         ],
     )
     def test_values_that_make_no_model(self, wrong: dict[str, Any], line: str) -> None:

@@ -12,18 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lain.ops.spans import (
-    Spans,
-    _PairLinear,
-    _SpanLinear,
-    pair_linear,
-    span_dot,
-    span_linear,
-    span_scatter,
-    span_softmax,
-    span_sum,
-    take,
-)
+from lain.ops.linear import _PairLinear, _SpanLinear, pair_linear, span_linear, take
+from lain.ops.products import span_dot, span_scatter, span_sum
+from lain.ops.softmax import span_softmax
+from lain.ops.spans import Spans
 
 ROWS = 7
 

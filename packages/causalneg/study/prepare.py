@@ -202,7 +202,7 @@ def _train_start(settings: Mapping[str, Any], data: Path, out: Path) -> None:
     loaded = config.load(
         TrainConfig, None, base=nested(settings, own, {"diagnose": {"holdout": 0.0, "examples": []}})
     )
-    train_run(loaded, out / "start")
+    train_run(loaded, out / "start", replace=True)
     forget_checkpoints(out / "start")
 
 

@@ -47,7 +47,7 @@ def resolve(kind: StudyKind[S, P, R], plan: Sequence[RunSpec]) -> list[Resolved]
     compared: dict[tuple[str, str], dict[str, Any]] = {}
     for spec in plan:
         own = {kind.backbone_key: spec.backbone, "seed": spec.seed, "data": "prepared"}
-        loaded = config.load(kind.config_class, None, base=nested(spec.config, own))
+        loaded = config.load(kind.config_class, None, base=nested(spec.config, own), renamed=kind.renamed)
         compared.setdefault((spec.backbone, spec.tag), {})[spec.arm] = loaded
         resolved.append(Resolved(spec, loaded))
     for arms in compared.values():

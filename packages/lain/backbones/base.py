@@ -1,17 +1,22 @@
-"""What every backbone is: items and spans in, interest vectors out."""
+"""What every backbone is: histories into a memory, a memory and targets into interest vectors."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated
 
-from jaxtyping import Float
+from annotated_types import Ge, Le
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from lain.layers.attention import AttentionRecord
 from lain.length import LengthState
-from lain.ops.attention import AttentionRecord
 from lain.ops.spans import Spans
+
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+"""A number of behaviours; lengths of histories are 32-bit integers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +34,37 @@ class Interests:
     attention: dict[str, AttentionRecord] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a backbone keeps of histories to score any target against them.
+
+    Args:
+        spans: Each history, as rows of the tensors below, oldest behaviour first.
+        rows: Tensors with one row per item (vectors, keys, values, hashes, states), by name.
+    """
+
+    spans: Spans
+    rows: Mapping[str, Shaped[Tensor, "rows ..."]]
+
+    def take(self, history: Int[Tensor, " samples"]) -> Memory:
+        """The memory of samples that ask about these histories, in this order; one may come many times.
+
+        Nothing but the spans is copied: a thousand candidates of one user read the same rows.
+        """
+        return Memory(self.spans.take(history), self.rows)
+
+
 class Backbone(nn.Module, ABC):
     """A model of interest in a target, given a history.
 
-    Subclasses say which branches the length may condition, and how wide their output is. Their
-    constructors take keywords only, ``width`` first: the width d of an item's vector.
-    """
+    :meth:`encode` does all that does not depend on the target, once per item and history; :meth:`score` the
+    rest, once per sample. Training calls both for every batch; a server keeps the memory of a user and calls
+    :meth:`score` alone.
 
-    name: ClassVar[str]
+    Subclasses say which branches the length may condition, and how wide their output is. Their
+    constructors take keywords only: ``width``, the width d of an item's vector, and if they like
+    ``context_width``, that of the context; all others are settings.
+    """
 
     @property
     @abstractmethod
@@ -54,20 +82,31 @@ class Backbone(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def forward(
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """What is kept of the histories.
+
+        Args:
+            table: The items, each once.
+            spans: The histories as rows of the table, oldest behaviour first.
+            length: The histories' true lengths. Part of the memory where prompts are: DIEN reads them before
+                the first behaviour. Most backbones do not look at it.
+        """
+
+    @abstractmethod
+    def score(
         self,
+        memory: Memory,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
+        context: Float[Tensor, "samples context"],
         length: LengthState,
     ) -> Interests:
         """The interests.
 
         Args:
+            memory: The histories, one per sample.
             target: Each sample's target item.
-            table: The batch's items.
-            spans: Each sample's history as rows of the table, oldest first.
-            length: Answers about the true lengths.
+            context: Each sample's user and context features; no features, no width.
+            length: The samples' true lengths.
         """
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, positive
-from lain.length import LengthState
-from lain.ops.attention import AttentionRecord, Start, start_projection
+from lain.backbones.base import Backbone, Interests, Memory, positive
+from lain.layers.attention import AttentionRecord, Start, start_projection
+from lain.length import LengthState, conditioned_logits
+from lain.ops.linear import take
 from lain.ops.recurrence import GRU, PackedSpans
-from lain.ops.spans import Spans, span_dot, span_softmax, take
+from lain.ops.softmax import span_softmax_with
+from lain.ops.spans import Spans
+
+
+@dataclass(frozen=True, eq=False)
+class States(Memory):
+    """States of a recurrence as rows.
+
+    Args:
+        prompts: How many steps of each history are prompts, the first ones.
+        packed: The order in which a recurrence reads the spans, while the states stand in it.
+    """
+
+    prompts: int
+    packed: PackedSpans | None
+
+    def take(self, history: Int[Tensor, " samples"]) -> States:
+        """The states of samples that ask about these histories."""
+        return States(self.spans.take(history), self.rows, self.prompts, None)
 
 
 class DIEN(Backbone):
@@ -35,8 +55,6 @@ class DIEN(Backbone):
         ValueError: The width is not positive.
     """
 
-    name: ClassVar[str] = "dien"
-
     def __init__(self, *, width: int, attention_start: Start = "identity") -> None:
         super().__init__()
         positive(width=width)
@@ -57,39 +75,47 @@ class DIEN(Backbone):
         """The last state."""
         return self.width
 
-    def forward(
-        self,
-        target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
-        length: LengthState,
-    ) -> Interests:
-        """The evolved interest."""
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """The states of the first recurrence, the prompts' before those of the behaviours."""
         prompts = length.prompts("long")
         count = 0 if prompts is None else prompts.shape[1]
-        rows = torch.arange(len(target) * count, device=target.device).reshape(len(target), count)
-        read, place = spans.with_prefix(len(table) + rows)
+        rows = torch.arange(spans.samples * count, device=table.device).reshape(spans.samples, count)
+        read, _ = spans.with_prefix(len(table) + rows)
         items = table if prompts is None else torch.cat([table, prompts.flatten(0, 1).to(table.dtype)])
         packed = PackedSpans.of(read)
         states, _ = self.extract(items, packed.index, None, packed.sizes)
-        plain = self.relevance(target)
-        query, shift = length.query("long", plain), length.key_shift("long")
-        logits = span_dot(query[:, None], states[:, None], packed.read)[:, 0]
-        if shift is not None:
-            logits = logits + (query * shift).sum(1).index_select(0, read.row)
-        first = place.flatten()
-        if count and length.plain_prompt_query:
-            keys = torch.unflatten(take(states, packed.place[first]), 0, place.shape)
-            keys = keys if shift is None else keys + shift[:, None]
-            logits = logits.index_copy(0, first, (keys * plain[:, None]).sum(-1).flatten().to(logits.dtype))
-        if count and length.prompt_offset is not None:
-            logits = logits.index_add(0, first, length.prompt_offset.expand(len(first)).to(logits.dtype))
-        temperature = length.temperature("long")
-        if temperature is not None:
-            logits = logits / temperature.index_select(0, read.row)
-        weight = span_softmax(logits[:, None], read)
-        _, last = self.evolve(states, None, weight[:, 0].index_select(0, packed.order), packed.sizes)
-        interest = packed.by_sample(last)
-        real = torch.ones_like(read.index, dtype=torch.bool).index_fill_(0, first, False)
-        record = AttentionRecord(weight.detach()[real], spans, weight.detach()[place])
-        return Interests(interest, attention={"long": record})
+        return States(packed.read, {"state": states}, count, packed)
+
+    def score(
+        self,
+        memory: Memory,
+        target: Float[Tensor, "samples width"],
+        context: Float[Tensor, "samples context"],
+        length: LengthState,
+    ) -> Interests:
+        """The evolved interest."""
+        assert isinstance(memory, States)
+        states, read, count = memory.rows["state"], memory.spans, memory.prompts
+        first = read.offsets[:-1, None] + torch.arange(count, device=target.device)  # pairs that are prompts
+        real = torch.ones_like(read.index, dtype=torch.bool).index_fill_(0, first.flatten(), False)
+        spans = read.select(real) if count else read
+        of_prompts = take(states, read.index[first.flatten()]).view(*first.shape, self.width)
+        logits, prompt_logits = conditioned_logits(
+            length,
+            "long",
+            query=self.relevance(target),
+            keys=states,
+            spans=spans,
+            prompt_keys=of_prompts,
+            divide="logits",
+        )
+        weight, prompt_weight = span_softmax_with(logits, prompt_logits, spans)
+        every = weight[:, 0]
+        if count:
+            every = weight.new_empty(len(read.index)).masked_scatter(real, every)
+            every = every.index_copy(0, first.flatten(), prompt_weight.flatten())
+        packed = memory.packed or PackedSpans.of(read)
+        index = None if memory.packed else packed.index
+        _, last = self.evolve(states, index, every.index_select(0, packed.order), packed.sizes)
+        record = AttentionRecord(weight.detach(), spans, prompt_weight.detach())
+        return Interests(packed.by_sample(last), attention={"long": record})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, positive
+from lain.backbones.base import Backbone, Interests, Memory, positive
+from lain.layers.attention import AttentionRecord
 from lain.length import LengthState
-from lain.ops.attention import AttentionRecord
-from lain.ops.spans import Spans, span_linear, span_sum
+from lain.ops.linear import span_linear
+from lain.ops.products import span_sum
+from lain.ops.spans import Spans
 
 
 class Dice(nn.Module):
@@ -49,42 +52,40 @@ class DIN(Backbone):
     computed once per sample and once per item.
 
     Weights of prompts are multiplied by the exponential of the prompts' offset, if there is one. The
-    length bends q and k before the network (W_q1 is the identity) and divides a by tau; since the
+    length modulates q and k before the network (W_q1 is the identity) and divides a by tau; since the
     weights are not normalised, the keys' half acts here.
 
     Args:
         width: Width d of an item's vector.
-        din_hidden: Widths of the scoring network's hidden layers.
-        din_activation: Their activation; ``dice`` is the paper's.
+        attention_hidden: Widths of the scoring network's hidden layers.
+        attention_activation: Their activation; ``dice`` is the paper's.
 
     Raises:
         ValueError: A width is not positive, or there is no hidden layer.
     """
 
-    name: ClassVar[str] = "din"
-
     def __init__(
         self,
         *,
         width: int,
-        din_hidden: Sequence[int] = (64,),
-        din_activation: Literal["dice", "relu"] = "dice",
+        attention_hidden: Sequence[Annotated[int, Ge(1)]] = (64,),
+        attention_activation: Literal["dice", "relu"] = "dice",
     ) -> None:
         super().__init__()
-        if not din_hidden:
-            raise ValueError("din_hidden must name at least one width, got none")
-        positive(width=width, din_hidden=min(din_hidden))
+        if not attention_hidden:
+            raise ValueError("attention_hidden must name at least one width, got none")
+        positive(width=width, attention_hidden=min(attention_hidden))
         self.width = width
-        activation = Dice if din_activation == "dice" else lambda units: nn.ReLU()
-        first, *rest = din_hidden
+        activation = Dice if attention_activation == "dice" else lambda units: nn.ReLU()
+        first, *rest = attention_hidden
         self.of_query = nn.Linear(width, first)
         self.of_key = nn.Linear(width, first, bias=False)
         self.of_difference = nn.Linear(width, first, bias=False)
         self.of_product = nn.Linear(width, first, bias=False)
         layers: list[nn.Module] = [activation(first)]
-        for before, after in zip(din_hidden, rest, strict=False):
+        for before, after in zip(attention_hidden, rest, strict=False):
             layers += [nn.Linear(before, after), activation(after)]
-        self.network = nn.Sequential(*layers, nn.Linear(din_hidden[-1], 1))
+        self.network = nn.Sequential(*layers, nn.Linear(attention_hidden[-1], 1))
 
     @property
     def branches(self) -> dict[str, int]:
@@ -96,14 +97,19 @@ class DIN(Backbone):
         """One interest vector."""
         return self.width
 
-    def forward(
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """The items: what the network makes of one depends on the target, or is too wide to keep."""
+        return Memory(spans, {"item": table})
+
+    def score(
         self,
+        memory: Memory,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
+        context: Float[Tensor, "samples context"],
         length: LengthState,
     ) -> Interests:
         """The weighted sum of behaviours and prompts."""
+        spans, table = memory.spans, memory.rows["item"]
         query, shift = length.query("long", target), length.key_shift("long")
         of_key = self.of_key.weight - self.of_difference.weight
         of_query = plain = self._of_query(query, shift, of_key)

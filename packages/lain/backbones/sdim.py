@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, positive
+from lain.backbones.base import Backbone, Count, Interests, Memory, positive
+from lain.layers.attention import Start, TargetAttention
 from lain.length import LengthState
-from lain.ops.attention import Start, TargetAttention
-from lain.ops.spans import Spans, span_sum
+from lain.ops.products import span_sum
+from lain.ops.spans import Spans
 
 MOST_BITS = 63
 """Bits of a hash that fit into an integer."""
@@ -24,7 +26,7 @@ class SDIM(Backbone):
     A hash m is ``hash_bits`` signs of random projections. long = mean_m of the sum, scaled to unit
     length, of the behaviours whose m-th hash equals the target's; short = attention over the last
     ``short_length`` behaviours. Source: Cao et al., SDIM, CIKM 2022, eq. 9-12; the projections are
-    fixed. The long branch has no logits, so the length bends only its prompts, which are hashed like
+    fixed. The long branch has no logits, so the length conditions only its prompts, which are hashed like
     any behaviour; a hash in which no real behaviour meets the target adds nothing, since a prompt alone
     would count in full however short it is.
 
@@ -41,17 +43,15 @@ class SDIM(Backbone):
         ValueError: A size is not positive, or a hash has more bits than an integer.
     """
 
-    name: ClassVar[str] = "sdim"
-
     def __init__(
         self,
         *,
         width: int,
-        short_length: int = 50,
-        hashes: int = 8,
-        hash_bits: int = 3,
-        attention_dim: int = 0,
-        heads: int = 2,
+        short_length: Count = 50,
+        hashes: Annotated[int, Ge(1)] = 8,
+        hash_bits: Annotated[int, Ge(1), Le(MOST_BITS)] = 3,
+        attention_dim: Annotated[int, Ge(0)] = 0,
+        heads: Annotated[int, Ge(1)] = 2,
         attention_start: Start = "identity",
     ) -> None:
         super().__init__()
@@ -87,16 +87,22 @@ class SDIM(Backbone):
         worth = torch.bitwise_left_shift(1, torch.arange(self.hash_bits, device=items.device))
         return (bits * worth).sum(-1)
 
-    def forward(
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """The items and their hashes, and keys and values of the short branch."""
+        return Memory(spans, self.short.project(table) | {"item": table, "hash": self.signature(table)})
+
+    def score(
         self,
+        memory: Memory,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
+        context: Float[Tensor, "samples context"],
         length: LengthState,
     ) -> Interests:
         """Short interest beside the sums of colliding behaviours."""
-        short, record = self.short(target, table, spans.tail(self.short_length), length)
-        of_item, of_target = self.signature(table), self.signature(target)
+        spans, rows = memory.spans, memory.rows
+        table = rows["item"]
+        short, record = self.short(target, rows, spans.tail(self.short_length), length)
+        of_item, of_target = rows["hash"], self.signature(target)
         prompts = length.prompts("long")
         if prompts is not None:
             of_prompt = torch.unflatten(self.signature(prompts.flatten(0, 1)), 0, prompts.shape[:2])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, positive
+from lain.backbones.base import Backbone, Count, Interests, Memory, positive
+from lain.layers.attention import Start, TargetAttention, start_projection
 from lain.length import LengthState
-from lain.ops.attention import Start, TargetAttention, start_projection
-from lain.ops.spans import Spans, span_dot, span_sum
+from lain.ops.products import span_dot, span_sum
+from lain.ops.spans import Spans
 
 
 class SIM(Backbone):
@@ -36,16 +38,14 @@ class SIM(Backbone):
         ValueError: A size is not positive.
     """
 
-    name: ClassVar[str] = "sim"
-
     def __init__(
         self,
         *,
         width: int,
-        short_length: int = 50,
-        top_k: int = 50,
-        attention_dim: int = 0,
-        heads: int = 2,
+        short_length: Count = 50,
+        top_k: Count = 50,
+        attention_dim: Annotated[int, Ge(0)] = 0,
+        heads: Annotated[int, Ge(1)] = 2,
         attention_start: Start = "identity",
     ) -> None:
         super().__init__()
@@ -81,19 +81,25 @@ class SIM(Backbone):
         """The search's own weighted sum."""
         return self.width
 
-    def forward(
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """The items, what the search compares, and keys and values of both branches."""
+        rows = {"search": self.search_key(table)[:, None], "item": table[:, None]}
+        return Memory(spans, rows | self.short.project(table) | self.long.project(table))
+
+    def score(
         self,
+        memory: Memory,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
+        context: Float[Tensor, "samples context"],
         length: LengthState,
     ) -> Interests:
         """Short interest beside searched long interest, and the search's weighted sum."""
-        score = span_dot(self.search_query(target)[:, None], self.search_key(table)[:, None], spans)
-        pooled = span_sum(score, table[:, None], spans)[:, 0]
-        found = spans.top(score[:, 0], self.top_k)
-        short, short_record = self.short(target, table, spans.tail(self.short_length), length)
-        long, long_record = self.long(target, table, found, length)
+        spans, rows = memory.spans, memory.rows
+        relevance = span_dot(self.search_query(target)[:, None], rows["search"], spans)
+        pooled = span_sum(relevance, rows["item"], spans)[:, 0]
+        found = spans.top(relevance[:, 0], self.top_k)
+        short, short_record = self.short(target, rows, spans.tail(self.short_length), length)
+        long, long_record = self.long(target, rows, found, length)
         return Interests(
             torch.cat([short, long], 1), pooled, attention={"short": short_record, "long": long_record}
         )

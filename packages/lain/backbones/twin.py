@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
-from lain.backbones.base import Backbone, Interests, positive
+from lain.backbones.base import Backbone, Count, Interests, Memory, positive
+from lain.layers.attention import Start, TargetAttention
 from lain.length import LengthState
-from lain.ops.attention import Start, TargetAttention
 from lain.ops.spans import Spans
 
 
@@ -35,16 +36,14 @@ class TWIN(Backbone):
         ValueError: A size is not positive.
     """
 
-    name: ClassVar[str] = "twin"
-
     def __init__(
         self,
         *,
         width: int,
-        short_length: int = 50,
-        top_k: int = 50,
-        attention_dim: int = 0,
-        heads: int = 2,
+        short_length: Count = 50,
+        top_k: Count = 50,
+        attention_dim: Annotated[int, Ge(0)] = 0,
+        heads: Annotated[int, Ge(1)] = 2,
         attention_start: Start = "identity",
     ) -> None:
         super().__init__()
@@ -71,15 +70,20 @@ class TWIN(Backbone):
         """Short and long interest."""
         return 2 * self.width
 
-    def forward(
+    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+        """Keys and values of both branches."""
+        return Memory(spans, self.short.project(table) | self.long.project(table))
+
+    def score(
         self,
+        memory: Memory,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
-        spans: Spans,
+        context: Float[Tensor, "samples context"],
         length: LengthState,
     ) -> Interests:
         """Short interest beside searched long interest."""
-        short, short_record = self.short(target, table, spans.tail(self.short_length), length)
-        found = self.long.search(target, table, spans, length, self.top_k)
-        long, long_record = self.long(target, table, found, length)
+        spans, rows = memory.spans, memory.rows
+        short, short_record = self.short(target, rows, spans.tail(self.short_length), length)
+        found = self.long.search(target, rows, spans, length, self.top_k)
+        long, long_record = self.long(target, rows, found, length)
         return Interests(torch.cat([short, long], 1), attention={"short": short_record, "long": long_record})

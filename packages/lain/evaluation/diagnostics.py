@@ -12,8 +12,8 @@ from torch import Tensor
 
 from common.metrics.ctr import bucket_name
 from lain.data.batch import Batches
+from lain.layers.attention import AttentionRecord
 from lain.model import CTRModel
-from lain.ops.attention import AttentionRecord
 from lain.ops.spans import Spans
 
 Buckets = Sequence[tuple[int, int | None]]

@@ -114,8 +114,23 @@ class GRU(nn.Module):
 class _Scan(torch.autograd.Function):
     """The recurrence itself, with backpropagation through time written out.
 
-    Automatic differentiation would keep a dozen small nodes a step; this keeps two arrays in all. Step
-    after step is written where it belongs, into what is allocated once.
+    Step t, with x the projected inputs, U the state's matrix, b its bias, h the state before, h' after it:
+
+        z = U h + b,  u = sigmoid(x_u + z_u),  r = sigmoid(x_r + z_r),  c = tanh(x_c + r o z_c),
+        v = a u,      h' = (1 - v) o h + v o c
+
+    Backward, with g the gradient by h' (what step t + 1 gives back, and what the outputs add). Since
+    h' = h + v o (c - h):
+
+        dv = g o (c - h)        da = sum of dv o u         du = a dv
+        dx_u = dz_u = du o u o (1 - u) = dv o v o (1 - u)
+        dc = g o v              dx_c = dc o (1 - c^2)      dz_c = dx_c o r
+        dr = dx_c o z_c         dx_r = dz_r = dr o r o (1 - r)
+        dU += dz (h)'           db += dz
+        g for step t - 1 = g o (1 - v) + U' dz
+
+    Kept are u, r, c, z_c and the states of all steps. Automatic differentiation would keep a dozen small
+    nodes a step; this keeps two arrays in all. Every step is written into what is allocated once.
     """
 
     @staticmethod

@@ -14,11 +14,11 @@ from common.study.execute import Worker
 from common.study.kind import StudyKind
 from common.study.plan import RunSpec, Study
 from common.study.results import settings_of
-from common.training.fit import forget_optimizer
+from common.training.checkpoint import forget_optimizer
 from lain.study.data import PreparedCTR, prepare_data
 from lain.study.resample import UserResampler
 from lain.study.table import CTRReport, study_table
-from lain.training.config import TrainConfig
+from lain.training.config import RENAMED, TrainConfig
 from lain.training.run import train_run
 
 PLOTS: Registry[Any] = Registry("plot", given={"report"})
@@ -39,7 +39,8 @@ class CTRStudies(StudyKind[Study, PreparedCTR, UserResampler]):
     area = "ctr"
     study_class = Study
     config_class = TrainConfig
-    backbone_key = "model.backbone"
+    renamed = RENAMED
+    backbone_key = "model.name"
     plots = PLOTS
 
     def prepare(

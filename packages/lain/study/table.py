@@ -260,7 +260,7 @@ def _row(run: Run) -> tuple[str, str, int, str]:
 
 
 def _max_length(run: Run) -> int:
-    return int(run.spec.config["model"]["max_length"])
+    return int(run.spec.config["history"]["max_length"])
 
 
 def _sweep(points: Mapping[Place, Spread]) -> str:

@@ -2,157 +2,80 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le, Lt
 
+from common.config import Component
 from common.errors import ConfigError, suggest
-from common.machine import check_fits
 from common.metrics.ctr import DEFAULT_BUCKETS, ctr_metrics
-from common.training.fit import FitConfig
-from lain.backbones import BACKBONES
-from lain.data.schema import Feature
+from common.training.config import RENAMED as FIT_RENAMED
+from common.training.config import FitConfig, TrackingConfig, mistakes
+from lain.backbones import BACKBONES, Backbone
+from lain.heads import HEADS, Head
 from lain.length import LengthConfig
-from lain.model import CTRModel
 
 Buckets = list[tuple[int, int | None]]
 
-MAY_CHANGE = (
-    *("data", "out", "name", "tracking.", "diagnose_rows", "train.eval_batch_size", "train.loader_workers"),
-    *("fit.progress", "fit.log_every", "fit.epochs", "fit.checkpoint_steps"),
-)
-"""Settings that a run may be resumed with in another form; ``data`` is compared by its content."""
-
 MOST_BEHAVIOURS = 2**31 - 1
-"""The longest history that can be told: lengths are 32-bit integers."""
+"""The longest history that a data set can hold: lengths are 32-bit integers."""
 
-ADAM_MOMENTS = 2
-"""Numbers that Adam keeps beside each weight."""
+PLAIN = ("train/loss", "valid/auc", "valid/logloss", "valid/gauc")
+"""Metrics that every run logs, whatever its buckets; known without computing any, which takes seconds."""
 
 
-@dataclass
-class ModelConfig:
-    """The predictor. Each backbone reads the sizes it needs.
+RENAMED = {
+    **FIT_RENAMED,
+    "model.backbone": "model.name",
+    "model.max_length": "history.max_length",
+    "model.embedding_dim": "embedding.dim",
+    "model.id_std": "embedding.id_std",
+    "model.feature_std": "embedding.feature_std",
+    "model.sparse": "embedding.sparse",
+    "model.hidden": "head.hidden",
+    "model.dropout": "head.dropout",
+    "model.batch_norm": "head.batch_norm",
+    "model.din_hidden": "model.attention_hidden",
+    "model.din_activation": "model.attention_activation",
+}
+"""What a setting is called now, by the key that it had before."""
+
+Positive = Annotated[int, Ge(1)]
+Std = Annotated[float, Ge(0), Lt(math.inf)]
+
+
+@dataclass(kw_only=True)
+class EmbeddingConfig:
+    """How features become vectors.
 
     Args:
-        backbone: Which backbone.
-        max_length: Behaviours of a history that are kept, counted from its end.
-        embedding_dim: Width of each feature's vector.
-        hidden: Widths of the head's hidden layers.
-        dropout: Share of the head's hidden units dropped in training.
-        batch_norm: Normalise the head's hidden layers over the batch.
+        dim: Width of each feature's vector.
         id_std: Standard deviation of the start of id tables.
         feature_std: Standard deviation of the start of all other tables.
-        sparse: Row-sparse embedding gradients; null decides by table size.
-        short_length: Behaviours of the short branch (SIM, SDIM, TWIN), the latest ones.
-        top_k: Behaviours that a two-stage search keeps (SIM, TWIN).
-        attention_dim: Width of queries, keys and values over all heads; 0 means the item's width.
-        heads: Attention heads.
-        attention_start: Start of the query and key projections.
-        din_hidden: Widths of the hidden layers of DIN's scoring network.
-        din_activation: Their activation; ``dice`` is the paper's.
-        hashes: SDIM's number of hashes.
-        hash_bits: Bits of each of them.
+        sparse: Row-sparse gradients; null decides by table size.
     """
 
-    backbone: Literal["din", "dien", "sim", "sdim", "twin"] = "twin"
-    max_length: int = 1000
-    embedding_dim: int = 16
-    hidden: list[int] = field(default_factory=lambda: [128, 64])
-    dropout: float = 0.0
-    batch_norm: bool = False
-    id_std: float = 0.1
-    feature_std: float = 0.3
+    dim: Positive = 16
+    id_std: Std = 0.1
+    feature_std: Std = 0.3
     sparse: bool | None = None
-    short_length: int = 50
-    top_k: int = 50
-    attention_dim: int = 0
-    heads: int = 2
-    attention_start: Literal["identity", "xavier"] = "identity"
-    din_hidden: list[int] = field(default_factory=lambda: [64])
-    din_activation: Literal["dice", "relu"] = "dice"
-    hashes: int = 8
-    hash_bits: int = 3
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that make no model, all at once."""
-        sizes = ("max_length", "embedding_dim", "short_length", "top_k", "heads", "hashes", "hash_bits")
-        wrong = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1]
-        wrong += [
-            f"{n}: must be at most {MOST_BEHAVIOURS}, got {getattr(self, n)}"
-            for n in ("max_length", "short_length", "top_k")
-            if getattr(self, n) > MOST_BEHAVIOURS
-        ]
-        if self.attention_dim < 0:
-            wrong.append(f"attention_dim: must not be negative, got {self.attention_dim}")
-        for name in ("hidden", "din_hidden"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                wrong.append(f"{name}: must name positive widths, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: must lie in [0, 1), got {self.dropout}")
-        for name in ("id_std", "feature_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                wrong.append(f"{name}: must be finite and not negative, got {getattr(self, name)}")
-        ConfigError.raise_if(wrong)
 
-    def build(self, features: Iterable[Feature], length: LengthConfig, *, copies: int = 1) -> CTRModel:
-        """The model for a data set's features.
+@dataclass(kw_only=True)
+class HistoryConfig:
+    """What is read of a user's history.
 
-        Args:
-            features: The features.
-            length: What the model is told about history lengths.
-            copies: Numbers that this machine's memory has to hold for each weight.
+    Args:
+        max_length: Behaviours that are kept, counted from the end.
+        columns: What of a behaviour is embedded with its item: columns of the data set, such as action.
+    """
 
-        Raises:
-            ConfigError: The parts do not fit together, or the model does not fit into memory.
-        """
-        backbone = partial(BACKBONES[self.backbone], **{name: getattr(self, name) for name in self._taken})
-        known = list(features)
-
-        def make() -> CTRModel:
-            return CTRModel(
-                features=known,
-                embedding_dim=self.embedding_dim,
-                backbone=backbone,
-                length=length.resolve(),
-                hidden=self.hidden,
-                dropout=self.dropout,
-                batch_norm=self.batch_norm,
-                id_std=self.id_std,
-                feature_std=self.feature_std,
-                sparse=self.sparse,
-            )
-
-        try:
-            check_fits(make, copies=copies, advice=f"lower its sizes: {self.largest_sizes(length)}")
-            return make()
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-
-    @property
-    def _taken(self) -> list[str]:
-        """The fields that the backbone reads."""
-        return [name for name in inspect.signature(BACKBONES[self.backbone]).parameters if name != "width"]
-
-    def largest_sizes(self, length: LengthConfig) -> str:
-        """The three largest of the settings that decide how large the model is, and their values."""
-        own = ["embedding_dim", "hidden"]
-        own += [
-            name for name in ("attention_dim", "din_hidden", "hashes", "hash_bits") if name in self._taken
-        ]
-        sizes = {f"model.{name}": getattr(self, name) for name in own}
-        options = length.resolve()
-        if options.encoded:
-            of_length = ("hidden", "frequencies", "prompts")
-            sizes |= {f"length.{name}": getattr(options, name) for name in of_length}
-        largest = sorted(sizes, key=lambda name: np.max(sizes[name]), reverse=True)[:3]
-        return ", ".join(f"{name}={sizes[name]}" for name in largest)
+    max_length: Annotated[int, Ge(1), Le(MOST_BEHAVIOURS)] = 1000
+    columns: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -189,21 +112,6 @@ class OptimConfig:
 
 
 @dataclass
-class TrackingConfig:
-    """Where the figures of a run go besides its folder.
-
-    Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
-        project: W&B project.
-        group: W&B group.
-    """
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "lain"
-    group: str | None = None
-
-
-@dataclass
 class TrainConfig:
     """Everything that decides a run.
 
@@ -213,8 +121,11 @@ class TrainConfig:
         name: Name of the run folder; null makes one of backbone, preset, a hash of settings and data, and
             seed.
         seed: From 0 to 2^32 - 1; decides the start of the weights, the order of the rows and the dropout.
-        model: The predictor.
-        length: What the model is told about history lengths.
+        model: The backbone, which reads the history for what there is of interest in the target.
+        embedding: How features become vectors.
+        head: What makes one logit of features, target and interests.
+        history: What is read of a user's history.
+        length: How the length of a history conditions the model.
         train: How its weights are learned.
         fit: How long, how precisely, on what.
         tracking: Loggers.
@@ -226,7 +137,12 @@ class TrainConfig:
     out: Path = Path("runs")
     name: str | None = None
     seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Annotated[Component[Backbone], BACKBONES] = field(
+        default_factory=lambda: BACKBONES.component("twin")
+    )
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    head: Annotated[Component[Head], HEADS] = field(default_factory=lambda: HEADS.component("mlp"))
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
     fit: FitConfig = field(default_factory=FitConfig)
@@ -241,16 +157,14 @@ class TrainConfig:
             for number, (low, high) in enumerate(self.buckets)
             if low < 0 or (high is not None and high <= low)
         ]
-        if not wrong and self.fit.monitor not in (there := _logged(self.buckets)):
+        known = self.fit.monitor in PLAIN
+        if not wrong and not known and self.fit.monitor not in (there := _logged(self.buckets)):
             choices = ", ".join(name for name in there if name.count("/") == 1)
             wrong.append(f"fit.monitor: no metric '{self.fit.monitor}'{suggest(self.fit.monitor, there)} "
                          f"(there are {choices}, and the same by bucket)")  # fmt: skip
-        if not 0 <= self.seed < 2**32:
-            wrong.append(f"seed: must be from 0 to {2**32 - 1}, got {self.seed}")
+        wrong += mistakes(self)
         if self.diagnose_rows < 0:
             wrong.append(f"diagnose_rows: must not be negative, got {self.diagnose_rows}")
-        if self.name is not None and (not self.name or {".", ".."} & set(self.name.split("/"))):
-            wrong.append(f"name: must be the name of a new folder, got '{self.name}'")
         ConfigError.raise_if(wrong)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from lain.length import LengthState
-from lain.ops.spans import Spans, span_dot, span_softmax_with, span_sum
+from lain.length import LengthState, conditioned_logits
+from lain.ops.products import span_dot, span_sum
+from lain.ops.softmax import span_softmax_with
+from lain.ops.spans import Spans
 
 Start = Literal["identity", "xavier"]
 
@@ -42,7 +45,8 @@ class TargetAttention(nn.Module):
     """Multi-head attention of each sample's target over its span.
 
     out = W_o concat_h sum_p softmax_p(Q'_h . K'_h,p / (sqrt(d_h) tau)) V_h,p, with Q = W_q target,
-    K = W_k item, V = W_v item; the length may bend Q, K and tau and add prompts. A sample without
+    K = W_k item, V = W_v item; Q', K', tau and the prompts are the length's
+    (:func:`~lain.length.conditioned_logits`). A sample without
     behaviours and prompts gets zeros. Source: multi-head target attention as in LongCTR and TWIN.
 
     Args:
@@ -79,10 +83,14 @@ class TargetAttention(nn.Module):
         start_projection(self.value, "xavier")
         start_projection(self.out, "xavier")
 
+    def project(self, table: Float[Tensor, "rows width"]) -> dict[str, Float[Tensor, "rows attention"]]:
+        """Keys and values of items, under the names by which :meth:`forward` finds them in a memory."""
+        return {f"{self.branch}.key": self.key(table), f"{self.branch}.value": self.value(table)}
+
     def search(
         self,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
+        rows: Mapping[str, Shaped[Tensor, "rows ..."]],
         spans: Spans,
         length: LengthState,
         count: int,
@@ -94,43 +102,43 @@ class TargetAttention(nn.Module):
         """
         with torch.no_grad():
             query = length.query(self.branch, self.query(target))
-            score = span_dot(query[:, None], self.key(table)[:, None], spans)
+            score = span_dot(query[:, None], rows[f"{self.branch}.key"][:, None], spans)
             return spans.top(score[:, 0], count)
 
     def forward(
         self,
         target: Float[Tensor, "samples width"],
-        table: Float[Tensor, "rows width"],
+        rows: Mapping[str, Shaped[Tensor, "rows ..."]],
         spans: Spans,
         length: LengthState,
     ) -> tuple[Float[Tensor, "samples width"], AttentionRecord]:
-        """Attend over the spans and the prompts."""
-        plain = self.query(target)
-        query, shift = length.query(self.branch, plain), length.key_shift(self.branch)
-        temperature = length.temperature(self.branch)
-        if temperature is not None:  # on the queries, of which there are fewer than logits
-            plain, query = plain / temperature[:, None], query / temperature[:, None]
-        keys = self._split(self.key(table))
+        """Attend over the spans and the prompts.
+
+        Args:
+            target: Each sample's target item.
+            rows: What :meth:`project` gave for the items.
+            spans: Each sample's behaviours as rows of them.
+            length: The batch's lengths.
+        """
+        query = self.query(target)
+        keys, values = rows[f"{self.branch}.key"], rows[f"{self.branch}.value"]
         prompts = length.prompts(self.branch, torch.cat([self.key.weight, self.value.weight]))
         if prompts is None:
-            prompts = plain.new_empty(len(plain), 0, 2 * plain.shape[1])
-        prompt_keys, prompt_values = (self._split(x) for x in prompts.chunk(2, -1))
-        logits = span_dot(self._split(query), keys, spans)
-        if shift is not None:
-            of_shift = (self._split(query) * self._split(shift)).sum(-1)
-            logits = logits + of_shift.index_select(0, spans.row)
-            prompt_keys = prompt_keys + self._split(shift)[:, None]
-        prompt_query = self._split(plain if length.plain_prompt_query else query)
-        prompt_logits = (prompt_keys * prompt_query[:, None]).sum(-1).to(logits.dtype)
-        root = keys.shape[-1] ** 0.5
-        logits, prompt_logits = logits / root, prompt_logits / root
-        if length.prompt_offset is not None:
-            offset = length.prompt_offset
-            offset = offset if temperature is None else (offset / temperature)[:, None, None]
-            prompt_logits = prompt_logits + offset
+            prompts = query.new_empty(len(query), 0, 2 * query.shape[1])
+        prompt_keys, prompt_values = prompts.chunk(2, -1)
+        logits, prompt_logits = conditioned_logits(
+            length,
+            self.branch,
+            query=query,
+            keys=keys,
+            spans=spans,
+            prompt_keys=prompt_keys,
+            heads=self.heads,
+            scale=(keys.shape[-1] // self.heads) ** 0.5,
+        )
         weight, of_prompts = span_softmax_with(logits, prompt_logits, spans)
-        mixed = span_sum(weight, self._split(self.value(table)), spans)
-        mixed = mixed + (of_prompts[..., None] * prompt_values).sum(1)
+        mixed = span_sum(weight, self._split(values), spans)
+        mixed = mixed + (of_prompts[..., None] * self._split(prompt_values)).sum(1)
         return self.out(mixed.flatten(1)), AttentionRecord(weight.detach(), spans, of_prompts.detach())
 
     def _split(self, x: Float[Tensor, "*n attention"]) -> Float[Tensor, "*n heads dim"]:
