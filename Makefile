@@ -17,7 +17,7 @@ ENGINE_PIN = $(shell sed -n 's/^vllm==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-slow test-gpu test-vllm reproduce reproduce-ctr reproduce-retrieval \
-	bench-ctr bench-retrieval clean
+	report bench-ctr bench-retrieval clean
 
 help: ## This list
 	@printf 'make TARGET [NAME=value ...]\n\n'
@@ -92,6 +92,14 @@ reproduce-retrieval: $(if $(filter world-lm,$(STUDY)),$(ENGINE_STAMP))
 reproduce-retrieval: $(STAMP) ## Train an encoder on every kind of negatives: the same in runs/retrieval-STUDY
 	$(BIN)/causalneg study '$(STUDY)' \
 		$(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds '$(SEEDS)')
+
+# A path, or a name that the method that has run it knows by its folder.
+report: $(STAMP) ## The page of a study or run again: STUDY=world, or STUDY=path/to/folder
+	@found=''; for folder in '$(STUDY)' 'runs/ctr-$(STUDY)' 'runs/retrieval-$(STUDY)'; do \
+		[ -d "$$folder" ] || continue; found=1; \
+		if grep -qs '"command": "lain' "$$folder/asked.json" "$$folder/record.json"; \
+			then $(BIN)/lain report "$$folder"; else $(BIN)/causalneg report "$$folder"; fi || exit $$?; \
+	done; [ -n "$$found" ] || { echo 'error: no folder $(STUDY), runs/ctr-$(STUDY) or runs/retrieval-$(STUDY)' >&2; exit 2; }
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
 	$(BIN)/python experiments/bench/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \

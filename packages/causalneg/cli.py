@@ -16,7 +16,7 @@ from common.config.command import settings_command
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
-from common.study.command import study_options
+from common.study.command import report_options, study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -390,10 +390,10 @@ def study(**options: Any) -> int:
 
     \b
     run     do the runs that are not done yet and print the table (by default)
-    report  make table and plots again from the runs that are done
+    report  make table, plots and page again from the runs that are done
     tune    run the study's grid, ranked on the validation split
 
-    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in
+    Leaves page.html, results.json, table.md, frame.parquet (one row per run and metric) and plots in
     runs/retrieval-STUDY, beside data, sets and start encoder, which are made once; every run has a folder of
     its own. Stop it at any time: the same command goes on.
     """
@@ -401,6 +401,21 @@ def study(**options: Any) -> int:
     from common.study.command import run_study
 
     return run_study(RETRIEVAL, **options)
+
+
+@main.command("report")
+@report_options
+def report_page(**options: Any) -> int:
+    """Write one HTML page that shows a run or a study: the answer, plots, tables, where they come from.
+
+    RUN_OR_STUDY is a folder, or the name or YAML file of a study that has been run in runs/retrieval-NAME.
+    The page asks for nothing from outside; by default it is page.html in the folder. The line printed is its
+    path.
+    """
+    from causalneg.study.kind import RETRIEVAL
+    from common.study.command import run_report
+
+    return run_report(RETRIEVAL, **options)
 
 
 if __name__ == "__main__":

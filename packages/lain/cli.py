@@ -13,7 +13,7 @@ from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
 from common.report.tables import markdown_table
-from common.study.command import study_options
+from common.study.command import report_options, study_options
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -267,17 +267,31 @@ def study(**options: Any) -> int:
 
     \b
     run     do the runs that are not done yet and print the table (by default)
-    report  make table and plots again from the runs that are done
+    report  make table, plots and page again from the runs that are done
     tune    run the study's grid, ranked on the validation rows
 
-    Leaves results.json, table.md, frame.parquet (one row per run and metric) and plots in runs/ctr-STUDY,
-    where every run has a folder of its own; the prepared data set lies in data/ beside it. Stop it at any
-    time: the same command goes on.
+    Leaves page.html, results.json, table.md, frame.parquet (one row per run and metric) and plots in
+    runs/ctr-STUDY, where every run has a folder of its own; the prepared data set lies in data/ beside it.
+    Stop it at any time: the same command goes on.
     """
     from common.study.command import run_study
     from lain.study.kind import CTR
 
     return run_study(CTR, **options)
+
+
+@main.command("report")
+@report_options
+def report_page(**options: Any) -> int:
+    """Write one HTML page that shows a run or a study: the answer, plots, tables, where they come from.
+
+    RUN_OR_STUDY is a folder, or the name or YAML file of a study that has been run in runs/ctr-NAME. The page
+    asks for nothing from outside; by default it is page.html in the folder. The line printed is its path.
+    """
+    from common.study.command import run_report
+    from lain.study.kind import CTR
+
+    return run_report(CTR, **options)
 
 
 if __name__ == "__main__":

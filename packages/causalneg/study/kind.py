@@ -11,7 +11,7 @@ from causalneg.study.arms import check_arms
 from causalneg.study.plan import RetrievalStudy
 from causalneg.study.prepare import Prepared, forget_checkpoints, placed, prepare
 from causalneg.study.resample import QueryResampler, splits
-from causalneg.study.table import RetrievalReport, study_table
+from causalneg.study.table import RetrievalReport, answer, facts, gaps, study_table
 from causalneg.training.config import TrainConfig
 from causalneg.training.run import Library, train_run
 from common import config
@@ -26,6 +26,19 @@ PLOTS: Registry[Any] = Registry("plot", given={"report"})
 PLOTS.add("ndcg", "causalneg.study.plots:ndcg")
 PLOTS.add("similarity", "causalneg.study.plots:similarity")
 PLOTS.add("source_auc", "causalneg.study.plots:source_auc")
+
+SECTIONS: Registry[Any] = Registry("section", given={"report"})
+"""Sections of the page of a study, in order."""
+SECTIONS.add("differences", "causalneg.study.page:differences")
+SECTIONS.add("ndcg", "causalneg.study.page:ndcg")
+SECTIONS.add("similarity", "causalneg.study.page:similarity")
+SECTIONS.add("source", "causalneg.study.page:source")
+SECTIONS.add("training", "causalneg.study.page:training")
+SECTIONS.add("tables", "causalneg.study.page:tables")
+
+RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
+"""Sections of the page of one run, in order."""
+RUN_SECTIONS.add("similarity", "causalneg.study.page:run_similarity")
 
 DIAGNOSIS = "diagnosis"
 """What stands in place of the split where held-out training queries are diagnosed."""
@@ -46,6 +59,9 @@ class RetrievalStudies(StudyKind[RetrievalStudy, Prepared, QueryResampler]):
     config_class = TrainConfig
     backbone_key = "encoder.name"
     plots = PLOTS
+    title = "Retrieval study"
+    page_sections = SECTIONS
+    run_sections = RUN_SECTIONS
 
     def prepare(
         self,
@@ -98,6 +114,18 @@ class RetrievalStudies(StudyKind[RetrievalStudy, Prepared, QueryResampler]):
     def table(self, report: RetrievalReport) -> str:
         """The comparison by arm, clean and mixed, with the diagnoses."""
         return study_table(report)
+
+    def facts(self, report: RetrievalReport) -> dict[str, str]:
+        """What stands at the head of the table."""
+        return facts(report)
+
+    def answer(self, report: RetrievalReport) -> list[str]:
+        """Which arms gain and lose against the reference, and which is best."""
+        return answer(report)
+
+    def gaps(self, report: RetrievalReport) -> list[str]:
+        """What the study did not measure."""
+        return gaps(report)
 
     def validated(self, run: Run) -> tuple[str, float | None]:
         """The best value of the monitored metric, which is that of the weights that were kept."""

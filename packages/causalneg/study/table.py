@@ -14,12 +14,12 @@ from causalneg.study.plan import RetrievalStudy
 from causalneg.study.prepare import Prepared
 from causalneg.study.resample import QueryResampler, splits
 from common.files import beside
-from common.report.tables import MISSING, format_difference, format_p, markdown_table
+from common.report.tables import MISSING, Table, format_difference, format_p
 from common.stats.bootstrap import Difference
 from common.stats.spread import Spread
 from common.study.collect import Measure, Run
 from common.study.compare import Comparison, Contrast, Tested
-from common.study.kind import Report
+from common.study.kind import Report, seed_gaps
 
 RetrievalReport = Report[RetrievalStudy, Prepared, QueryResampler]
 
@@ -124,7 +124,9 @@ def _versus(found: Mapping[str, Tested], arm: str) -> list[str]:
     return [shown + ("*" if found[arm].significant else ""), format_p(p)]
 
 
-def _arms_table(arms: Arms, bm25: Mapping[str, Mapping[str, float]], split: str, views: Sequence[str]) -> str:
+def _arms_table(
+    arms: Arms, bm25: Mapping[str, Mapping[str, float]], split: str, views: Sequence[str]
+) -> Table:
     against = f"- {arms.reference} [95 %]"
     headers = ["arm"]
     for view in views:
@@ -141,14 +143,14 @@ def _arms_table(arms: Arms, bm25: Mapping[str, Mapping[str, float]], split: str,
     for view in views:
         line += [_percent(bm25.get(f"{split}/{view}" if view else split, {}).get(NDCG)), "", ""]
     rows.append([*line, *(_percent(bm25.get(split, {}).get(m)) for m in METRICS[1:])])
-    return markdown_table(headers, rows)
+    return Table(headers, rows)
 
 
 def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.2f}"
 
 
-def _gold_table(arms: Arms, split: str) -> str:
+def _gold_table(arms: Arms, split: str) -> Table:
     """Mixed corpus, by the style of the gold, and what the style costs."""
     rows = []
     for arm in arms.names:
@@ -158,10 +160,10 @@ def _gold_table(arms: Arms, split: str) -> str:
         )
         gap = None if plain is None or styled is None else 100 * (styled - plain)
         rows.append([arm, *map(_percent, (clean, plain, styled)), MISSING if gap is None else f"{gap:+.2f}"])
-    return markdown_table(["arm", "clean", "mixed, plain gold", "mixed, styled gold", "styled - plain"], rows)
+    return Table(["arm", "clean", "mixed, plain gold", "mixed, styled gold", "styled - plain"], rows)
 
 
-def _diagnoses_table(arms: Arms) -> str:
+def _diagnoses_table(arms: Arms) -> Table:
     rows = []
     for arm in arms.names:
         records = [run.record.metrics for run in arms.of(arm)]
@@ -171,7 +173,7 @@ def _diagnoses_table(arms: Arms) -> str:
             untrained = _mean([m.get(f"diagnosis/untrained/{name}") for m in records])
             row.append(_shown(trained) + ("" if untrained is None else f" ({_shown(untrained)})"))
         rows.append(row)
-    return markdown_table(["arm", *DIAGNOSES.values()], rows)
+    return Table(["arm", *DIAGNOSES.values()], rows)
 
 
 def _signals(run: Run, name: str) -> tuple[float | None, float | None]:
@@ -184,7 +186,7 @@ def _signals(run: Run, name: str) -> tuple[float | None, float | None]:
     return (float(np.mean(values[:part])), float(np.mean(values[-part:]))) if values else (None, None)
 
 
-def _signals_table(arms: Arms) -> str:
+def _signals_table(arms: Arms) -> Table | None:
     rows = []
     for arm in arms.names:
         row = [arm]
@@ -195,13 +197,11 @@ def _signals_table(arms: Arms) -> str:
         if set(row[1:]) != {MISSING}:
             rows.append(row)
     if not rows:
-        return "No arm has mined and generated negatives side by side."
-    return markdown_table(
-        ["arm", "gradient share, generated over mined", "cosine, positive and generated"], rows
-    )
+        return None
+    return Table(["arm", "gradient share, generated over mined", "cosine, positive and generated"], rows)
 
 
-def _sets_table(sets: Mapping[str, Path]) -> str:
+def _sets_table(sets: Mapping[str, Path]) -> Table:
     rows = []
     for name, path in sets.items():
         report, card = beside(path, ".report.json"), beside(path, ".card.json")
@@ -215,7 +215,7 @@ def _sets_table(sets: Mapping[str, Path]) -> str:
             shares = ", ".join(f"{100 * share:.1f} % {kind}" for kind, share in content["shares"].items())
             kept = f"{content['kept']} of {content['written']} written kept"
             rows.append([name, kept, f"{shares} (before verification)"])
-    return markdown_table(["set", "size", "what is in it"], rows)
+    return Table(["set", "size", "what is in it"], rows)
 
 
 def shows(arms: Arms, split: str, views: Sequence[str]) -> str:
@@ -233,50 +233,89 @@ def shows(arms: Arms, split: str, views: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def study_table(report: RetrievalReport) -> str:
-    """The whole table.md of a study."""
-    main = arms_of(report)
-    bm25, first = report.prepared.bm25, main[0]
-    tests, notes = first.splits, report.main.runs[0].record.notes
-    has_mixed = first.spread(first.names[0], Measure(NDCG, "mixed", tests[0])) is not None
-    views = list(VIEWS) if has_mixed else [""]
+def views_of(report: RetrievalReport) -> list[str]:
+    """The views that were searched: clean, and mixed where there is a mixed corpus."""
+    first = arms_of(report)[0]
+    mixed = first.spread(first.names[0], Measure(NDCG, "mixed", first.splits[0]))
+    return list(VIEWS) if mixed is not None else [""]
+
+
+def sections(report: RetrievalReport) -> list[tuple[str, Table | None]]:
+    """Every table of a study under its title, the main ones first; None where nothing was measured."""
+    main, views, bm25 = arms_of(report), views_of(report), report.prepared.bm25
+    found: list[tuple[str, Table | None]] = []
 
     def suffix(arms: Arms) -> str:
         return f", {arms.encoder}" if len(main) > 1 else ""
 
-    lines = [
-        *report.head_lines(
-            "Retrieval study",
-            data=f"{report.prepared.data.name}, {notes['documents']} documents, "
-            f"{notes['train_queries']} training queries; tests: {', '.join(tests)}",
-            measured="x 100",
-            units="queries",
-            family="the arms of a column",
-        ),
-        "",
-        "## What this shows",
-        "",
-        " ".join(shows(arms, split, views) for arms in main for split in tests),
-    ]
-
-    def section(title: str, text: str) -> None:
-        lines.extend(["", f"## {title}", "", text])
-
     for arms in main:
-        for split in tests:
+        for split in main[0].splits:
             title = f"{split}: arms against {arms.reference}{suffix(arms)}"
-            section(title, _arms_table(arms, bm25, split, views))
-            if has_mixed:
+            found.append((title, _arms_table(arms, bm25, split, views)))
+            if len(views) > 1:
                 title = f"{split}: nDCG@10 by the style of the gold{suffix(arms)}"
-                section(title, _gold_table(arms, split))
+                found.append((title, _gold_table(arms, split)))
         title = f"Does the encoder score by who wrote it? Trained (untrained in brackets){suffix(arms)}"
-        section(title, _diagnoses_table(arms))
+        found.append((title, _diagnoses_table(arms)))
         title = f"Signals while training: first fifth -> last fifth of the steps{suffix(arms)}"
-        section(title, _signals_table(arms))
+        found.append((title, _signals_table(arms)))
     for tag in report.tags[1:]:
         for arms in arms_of(report, tag):
             for split in arms.splits:
-                section(f"{split}, {tag}{suffix(arms)}", _arms_table(arms, bm25, split, views))
-            section(f"Source diagnostics, {tag}{suffix(arms)}", _diagnoses_table(arms))
-    section("The training sets", _sets_table(report.prepared.sets))
+                found.append((f"{split}, {tag}{suffix(arms)}", _arms_table(arms, bm25, split, views)))
+            found.append((f"Source diagnostics, {tag}{suffix(arms)}", _diagnoses_table(arms)))
+    found.append(("The training sets", _sets_table(report.prepared.sets)))
+    return found
+
+
+def answer(report: RetrievalReport) -> list[str]:
+    """Who gains and who loses on the first test split, clean and mixed, and the best arm beside BM25."""
+    arms, views = arms_of(report)[0], views_of(report)
+    split = arms.splits[0]
+    found = [shows(arms, split, [view]) for view in views if len(arms.names) > 1]
+    levels = {arm: _average(arms.spread(arm, Measure(NDCG, "", split))) for arm in arms.names}
+    known = {arm: level for arm, level in levels.items() if level is not None}
+    if known:
+        best = max(known, key=lambda arm: known[arm])
+        bm25 = report.prepared.bm25.get(split, {}).get(NDCG)
+        beside = f"; BM25's own search has {_percent(bm25)}" if bm25 is not None else ""
+        found.append(f"The highest nDCG@10 x 100 is that of {best}, {_percent(known[best])}{beside}.")
+    return found
+
+
+def gaps(report: RetrievalReport) -> list[str]:
+    """What the study did not measure, a sentence each."""
+    found = seed_gaps(report)
+    if views_of(report) == [""]:
+        found.append("No mixed corpus was searched, so the cost of a writer's style is not known.")
+    if not any((run.folder / "diagnosis.json").is_file() for run in report.main.runs):
+        found.append("No encoder was diagnosed: neither similarity by source nor source AUC.")
+    return found
+
+
+def facts(report: RetrievalReport) -> dict[str, str]:
+    """What stands at the head of the table."""
+    notes = report.main.runs[0].record.notes
+    return report.facts(
+        data=f"{report.prepared.data.name}, {notes['documents']} documents, "
+        f"{notes['train_queries']} training queries; tests: {', '.join(arms_of(report)[0].splits)}",
+        measured="x 100",
+        units="queries",
+        family="the arms of a column",
+    )
+
+
+def study_table(report: RetrievalReport) -> str:
+    """The whole table.md of a study."""
+    main, views = arms_of(report), views_of(report)
+    lines = [
+        *report.head_lines("Retrieval study", facts(report)),
+        "",
+        "## What this shows",
+        "",
+        " ".join(shows(arms, split, views) for arms in main for split in main[0].splits),
+    ]
+    for title, table in sections(report):
+        text = "No arm has mined and generated negatives side by side." if table is None else table.markdown()
+        lines.extend(["", f"## {title}", "", text])
     return "\n".join(lines) + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,48 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.files import atomic_write
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line or one colour of bars.
-
-    Args:
-        name: Name in the legend.
-        x: Positions of the points, or their labels.
-        y: Heights; NaN leaves a gap.
-        low: Lower ends of the intervals.
-        high: Upper ends of the intervals.
-        dashed: Draw the line dashed.
-        colour: Index into the palette, so that two series can share a colour; by default their order.
-    """
-
-    name: str
-    x: Sequence[float] | Sequence[int] | Sequence[str]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    dashed: bool = False
-    colour: int | None = None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One plot of a figure.
-
-    Args:
-        title: Title of the plot.
-        series: Its lines or bars.
-        x_label: Label of the horizontal axis.
-        y_label: Label of the vertical axis.
-        zero: Whether the vertical axis holds zero, with a line there.
-    """
-
-    title: str
-    series: Sequence[Series]
-    x_label: str = ""
-    y_label: str = ""
-    zero: bool = False
+from common.report.panels import Panel as Panel
+from common.report.panels import Series as Series
 
 
 def line_plot(panels: Sequence[Panel], *, title: str = "", columns: int = 3, log_x: bool = False) -> Figure:

@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 MISSING = "n/a"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of formatted cells, to be written as Markdown or on a page.
+
+    Args:
+        headers: Column names.
+        rows: Cells; every row as long as the headers.
+        align: One letter a column, ``l`` or ``r``; by default the first column left, the others right.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str = ""
+
+    @property
+    def sides(self) -> str:
+        """``align``, or its default."""
+        return self.align or "l" + "r" * (len(self.headers) - 1)
+
+    def markdown(self) -> str:
+        """The table as Markdown; see :func:`markdown_table`."""
+        return markdown_table(self.headers, self.rows, self.align)
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:

@@ -84,6 +84,24 @@ class Run:
         return steps, values
 
 
+def mean_history(runs: Sequence[Run], column: str) -> tuple[list[int], list[float]]:
+    """Steps and mean over runs of a figure that was logged while training, as far as all of them have it.
+
+    Args:
+        runs: Runs that differ in their seed only.
+        column: Name of the figure.
+
+    Returns:
+        Steps of the first run, and means; none where a run did not log it.
+    """
+    found = [run.history(column) for run in runs]
+    length = min((len(values) for _, values in found), default=0)
+    if not length:
+        return [], []
+    means = [sum(values) / len(found) for values in zip(*(v[:length] for _, v in found), strict=True)]
+    return found[0][0][:length], means
+
+
 def finished_runs(plan: Sequence[RunSpec], out: Path) -> list[Run]:
     """The finished runs of a plan, in its order.
 

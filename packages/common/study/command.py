@@ -1,8 +1,10 @@
-"""The verb ``study`` of a method's command."""
+"""The verbs ``study`` and ``report`` of a method's command."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,6 +22,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SINGLE_RUN = "train"
 """The YAML file among the studies that describes a single run."""
+
+STUDY_FILE, ASKED_FILE = "study.yaml", "asked.json"
+"""Copy of the study's file in its folder, and how it was run."""
 
 
 def study_options(command: F) -> F:
@@ -43,6 +48,36 @@ def study_options(command: F) -> F:
     return command
 
 
+def report_options(command: F) -> F:
+    """The argument and option of the verb ``report``, for a function that calls :func:`run_report`."""
+    options = [
+        click.argument("target", metavar="RUN_OR_STUDY"),
+        click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def study_file(kind: StudyKind[S, P, R], file: str) -> Path:
+    """The YAML file of a study, by its name or path.
+
+    Args:
+        kind: The method.
+        file: A YAML file, or the name of one in experiments/.
+
+    Raises:
+        DataError: There is no such study.
+    """
+    folder = Path("experiments") / kind.area
+    path = Path(file) if file.endswith((".yaml", ".yml")) else folder / f"{file}.yaml"
+    if not path.is_file() or path == folder / f"{SINGLE_RUN}.yaml":
+        known = sorted(found.stem for found in folder.glob("*.yaml") if found.stem != SINGLE_RUN)
+        there = f"{folder} has {', '.join(known)}" if known else f"there is no {folder} here"
+        raise DataError(f"no study {file!r}{suggest(file, known)}; {there}, or give a YAML file")
+    return path
+
+
 def find_study(kind: StudyKind[S, P, R], file: str) -> S:
     """Load a study by name or path.
 
@@ -56,13 +91,107 @@ def find_study(kind: StudyKind[S, P, R], file: str) -> S:
     """
     from common.config import load
 
-    folder = Path("experiments") / kind.area
-    path = Path(file) if file.endswith((".yaml", ".yml")) else folder / f"{file}.yaml"
-    if not path.is_file() or path == folder / f"{SINGLE_RUN}.yaml":
-        known = sorted(found.stem for found in folder.glob("*.yaml") if found.stem != SINGLE_RUN)
-        there = f"{folder} has {', '.join(known)}" if known else f"there is no {folder} here"
-        raise DataError(f"no study {file!r}{suggest(file, known)}; {there}, or give a YAML file")
-    return load(kind.study_class, path)
+    return load(kind.study_class, study_file(kind, file))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """With what a study was run last, beside its file.
+
+    Args:
+        data: Folder of the data set's files, where one was named.
+        seeds: Number of seeds, where it was named.
+        workers: Runs at a time.
+        command: The command that makes it again.
+    """
+
+    data: str | None
+    seeds: int | None
+    workers: int
+    command: str
+
+
+def _remember(file: Path, asked: Asked, out: Path) -> None:
+    """Leave the study and how it was run in its folder, for whoever reports on the folder."""
+    from common.files import atomic_write
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        (STUDY_FILE, file.read_text()),
+        (ASKED_FILE, json.dumps(vars(asked), indent=1) + "\n"),
+    ):
+        if not (out / name).is_file() or (out / name).read_text() != text:
+            atomic_write(out / name, text)
+
+
+def _asked(folder: Path) -> Asked:
+    try:
+        return Asked(**json.loads((folder / ASKED_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder / ASKED_FILE}: cannot be read ({error}); run the study again") from error
+
+
+def report_folder(kind: StudyKind[S, P, R], target: str) -> Path:
+    """The folder of a run or of a study that has been run.
+
+    Args:
+        kind: The method.
+        target: The folder, or the name or file of a study whose folder is in runs/.
+
+    Raises:
+        DataError: There is none.
+    """
+    from common.study.page import is_run
+
+    folder = Path(target)
+    if not folder.is_dir():
+        study = find_study(kind, target)
+        folder = Path("runs") / f"{kind.area}-{study.name}"
+    if is_run(folder) or (folder / STUDY_FILE).is_file():
+        return folder
+    hint = f"`{kind.command} train` makes a run and `{kind.command} study` a study"
+    raise DataError(f"{folder}: holds neither a run (record.json) nor a study ({STUDY_FILE}); {hint}")
+
+
+def run_report(kind: StudyKind[S, P, R], *, target: str, out: Path | None) -> int:
+    """Write the page of a run or study, and print where it lies.
+
+    Args:
+        kind: The method.
+        target: Folder of a run or study, or the name or file of a study whose folder is in runs/.
+        out: The file; page.html in the folder by default.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        UserError: There is no such run or study, or what its runs read has changed.
+    """
+    from common.config import load
+    from common.study.kind import Head
+    from common.study.page import PAGE, is_run, run_page, study_page, write_page
+    from common.study.results import complete, resolve, summarise
+
+    folder = report_folder(kind, target)
+    path = out or folder / PAGE
+    if is_run(folder):
+        write_page(run_page(kind, folder, target=path), path)
+        click.echo(path)
+        return 0
+    study, asked = load(kind.study_class, folder / STUDY_FILE), _asked(folder)
+    plan = study.plan(asked.seeds)
+    resolved = resolve(kind, plan)
+    found = None
+    if any(folder.glob("*/record.json")):
+        source = Path(asked.data) if asked.data is not None else None
+        prepared = kind.prepare(study, source, folder, workers=asked.workers, report=report)
+        plan = complete(resolved, lambda config: kind.fingerprint(prepared, config))
+    head = Head(study.name, study.description, asked.command, len({spec.key for spec in plan}), asked.workers)
+    if any(folder.glob("*/record.json")):
+        found = summarise(kind, study, prepared, plan, folder, head)
+    write_page(study_page(kind, found, plan, folder, head, target=path), path)
+    click.echo(path)
+    return 0
 
 
 def run_study(
@@ -82,8 +211,8 @@ def run_study(
     Args:
         kind: The method.
         file: A YAML file, or the name of one in experiments/.
-        action: ``run`` does the runs that are not done and prints the table; ``report`` makes table and plots
-            again from the runs that are; ``tune`` runs the study's grid and ranks it on validation rows.
+        action: ``run`` does the runs that are not done and prints the table; ``report`` makes table, plots
+            and page again from the runs that are; ``tune`` runs the study's grid, ranked on validation rows.
         data: Folder of the data set's files, where the study needs one.
         seeds: Seeds 0 .. ``seeds - 1`` instead of those of the study.
         workers: Runs at a time.
@@ -115,6 +244,9 @@ def run_study(
     out = out or Path("runs") / f"{kind.area}-{study.name}"
     if action == "report" and not any(out.glob("*/record.json")):
         raise DataError(f"{out}: no run of this study is there; `{command}` does them")
+    if action == "run":
+        asked = Asked(str(data) if data is not None else None, seeds, workers, command)
+        _remember(study_file(kind, file), asked, out)
     prepared = kind.prepare(study, data, out, workers=workers, report=report)
     plan = complete(resolved, lambda config: kind.fingerprint(prepared, config))
     head = Head(study.name, study.description, command, len({spec.key for spec in plan}), workers)

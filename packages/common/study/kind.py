@@ -22,6 +22,8 @@ from common.study.plan import Study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from common.report.page.render import Section
+
 S = TypeVar("S", bound=Study)
 P = TypeVar("P")
 R = TypeVar("R", bound=Resampler)
@@ -81,11 +83,10 @@ class Report(Generic[S, P, R]):
         """The arms of the main matrix against each other."""
         return self.comparison()
 
-    def head_lines(self, title: str, data: str, measured: str, units: str, family: str) -> list[str]:
-        """The lines above the first section.
+    def facts(self, *, data: str, measured: str, units: str, family: str) -> dict[str, str]:
+        """What stands at the head of a table, and on a page, by name; ``reading`` says how to read numbers.
 
         Args:
-            title: What kind of study it is.
             data: The data in words.
             measured: What the numbers are.
             units: What is resampled: users, queries.
@@ -95,21 +96,45 @@ class Report(Generic[S, P, R]):
         folders = {run.folder: run.record.wall_seconds or 0.0 for run in self.runs}
         seeds = sorted({run.spec.seed for run in self.main.runs})
         crossed = {"units": "seeds pooled", "crossed": "crossed with seeds"}[self.study.intervals]
-        return [
-            f"# {title}: {head.study}",
-            "",
-            head.description,
-            "",
-            f"- command: `{head.command}`",
-            f"- data: {data}",
-            f"- runs: {len(folders)} of {head.planned}, seeds {', '.join(map(str, seeds))}; "
+        return {
+            "command": head.command,
+            "data": data,
+            "runs": f"{len(folders)} of {head.planned}, seeds {', '.join(map(str, seeds))}; "
             f"{format_seconds(sum(folders.values()))} of training and testing in all, "
             f"{head.workers} at a time",
-            f"- hardware: {describe_hardware(self.runs[0].record.hardware)}",
-            f"- {measured}; ± is the standard deviation over seeds; intervals: {self.resampler.resamples} "
-            f"resamples of {units}, {crossed}; p: two-sided, corrected after Holm over {family}; * is a "
-            "corrected p below .05",
+            "hardware": describe_hardware(self.runs[0].record.hardware),
+            "reading": f"{measured}; ± is the standard deviation over seeds; intervals: "
+            f"{self.resampler.resamples} resamples of {units}, {crossed}; p: two-sided, corrected after Holm "
+            f"over {family}; * is a corrected p below .05",
+        }
+
+    def head_lines(self, title: str, facts: Mapping[str, str]) -> list[str]:
+        """The lines above the first section.
+
+        Args:
+            title: What kind of study it is.
+            facts: What :meth:`facts` says.
+        """
+        return [
+            f"# {title}: {self.head.study}",
+            "",
+            self.head.description,
+            "",
+            f"- command: `{facts['command']}`",
+            *(f"- {name}: {facts[name]}" for name in ("data", "runs", "hardware")),
+            f"- {facts['reading']}",
         ]
+
+
+def seed_gaps(report: Report[S, P, R]) -> list[str]:
+    """What the intervals of a study do not speak about, a sentence each."""
+    seeds = {run.spec.seed for run in report.main.runs}
+    found = []
+    if len(seeds) == 1:
+        found.append("One seed only: how much another one would change is not known.")
+    if report.study.intervals == "units":
+        found.append("Intervals and tests speak about new users or queries for these seeds, not new seeds.")
+    return found
 
 
 class StudyKind(ABC, Generic[S, P, R]):
@@ -135,6 +160,15 @@ class StudyKind(ABC, Generic[S, P, R]):
 
     plots: Registry[Figure | None]
     """Plots by the name of their file: functions of the report, None where there is nothing to show."""
+
+    title: str
+    """What its studies are called: ``CTR study``."""
+
+    page_sections: Registry[Section | None]
+    """Sections of the page, in order: functions of the report, None where there is nothing to show."""
+
+    run_sections: Registry[Section | None]
+    """Sections of the page of one run, in order: functions of the run."""
 
     @abstractmethod
     def prepare(
@@ -176,6 +210,18 @@ class StudyKind(ABC, Generic[S, P, R]):
     @abstractmethod
     def table(self, report: Report[S, P, R]) -> str:
         """The whole of table.md."""
+
+    @abstractmethod
+    def facts(self, report: Report[S, P, R]) -> dict[str, str]:
+        """What stands at the head of the table; see :meth:`Report.facts`."""
+
+    @abstractmethod
+    def answer(self, report: Report[S, P, R]) -> list[str]:
+        """What the study shows, in about three sentences made from its numbers by rule."""
+
+    @abstractmethod
+    def gaps(self, report: Report[S, P, R]) -> list[str]:
+        """What a reader may look for and the study did not measure, a sentence each."""
 
     @abstractmethod
     def validated(self, run: Run) -> tuple[str, float | None]:

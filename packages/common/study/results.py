@@ -1,4 +1,4 @@
-"""Runs a study and writes what came out: results.json, table.md, frame.parquet and the plots."""
+"""Runs a study and writes what came out: results.json, table.md, frame.parquet, page.html, the plots."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from common.stats.spread import spread
 from common.study.collect import finished_runs, tidy_frame
 from common.study.execute import Failure, Worker, execute
 from common.study.kind import Head, P, R, Report, S, StudyKind
+from common.study.page import PAGE, digest, study_page, write_page
 from common.study.plan import RunSpec, nested
 
 
@@ -86,7 +87,7 @@ def write_results(
     report: Callable[[str], None],
     again: bool = False,
 ) -> str:
-    """Write results.json, table.md, frame.parquet and the plots, unless they hold these runs already.
+    """Write results.json, table.md, frame.parquet, page.html and the plots, unless they hold these runs.
 
     Args:
         kind: The method.
@@ -104,16 +105,18 @@ def write_results(
     Raises:
         DataError: No run of the main matrix is finished.
     """
-    runs = finished_runs(plan, out)
-    main = [run for run in runs if not run.spec.tag]
-    if not main:
+    found = summarise(kind, study, prepared, plan, out, head)
+    if found is None:
         raise DataError(f"{out}: no run of the main matrix is finished, so there is nothing to compare")
-    found = Report(
-        head, study, prepared, runs, tidy_frame(study.name, runs, kind.measure), kind.resampler(main)
-    )
     content = json.dumps({"study": study.name, "rows": kind.rows(found)}, indent=1) + "\n"
-    results, table = out / "results.json", out / "table.md"
-    if not again and table.is_file() and results.is_file() and results.read_text() == content:
+    results, table, page = out / "results.json", out / "table.md", out / PAGE
+    mark = digest(content, plan, out)
+    if (
+        not again
+        and all(file.is_file() for file in (table, results, page))
+        and results.read_text() == content
+        and mark in page.read_text()
+    ):
         return table.read_text()
     report("comparing the arms")
     text = kind.table(found)
@@ -121,8 +124,21 @@ def write_results(
     with atomic_path(out / "frame.parquet") as path:
         pq.write_table(found.frame, path)
     atomic_write(table, text)
+    atomic_write(page, study_page(kind, found, plan, out, head, mark=mark))
     atomic_write(results, content)
     return text
+
+
+def summarise(
+    kind: StudyKind[S, P, R], study: S, prepared: P, plan: Sequence[RunSpec], out: Path, head: Head
+) -> Report[S, P, R] | None:
+    """What the finished runs of a plan say; None where none of the main matrix is finished."""
+    runs = finished_runs(plan, out)
+    main = [run for run in runs if not run.spec.tag]
+    if not main:
+        return None
+    frame = tidy_frame(study.name, runs, kind.measure)
+    return Report(head, study, prepared, runs, frame, kind.resampler(main))
 
 
 def draw(kind: StudyKind[S, P, R], report: Report[S, P, R], out: Path) -> list[Path]:
@@ -171,6 +187,7 @@ def reproduce(
     out.mkdir(parents=True, exist_ok=True)
     failures = execute(plan, worker, out, workers=workers, threads=threads, tidy=kind.tidy, report=report)
     if not any(not run.spec.tag for run in finished_runs(plan, out)):
+        write_page(study_page(kind, None, plan, out, head), out / PAGE)
         return None, failures
     return write_results(kind, study, prepared, plan, out, head, report=report), failures
 

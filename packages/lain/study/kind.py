@@ -17,7 +17,7 @@ from common.study.results import settings_of
 from common.training.checkpoint import forget_optimizer
 from lain.study.data import PreparedCTR, prepare_data
 from lain.study.resample import UserResampler
-from lain.study.table import CTRReport, study_table
+from lain.study.table import CTRReport, answer, facts, gaps, study_table
 from lain.training.config import RENAMED, TrainConfig
 from lain.training.run import train_run
 
@@ -25,6 +25,21 @@ PLOTS: Registry[Any] = Registry("plot", given={"report"})
 PLOTS.add("auc_by_bucket", "lain.study.plots:auc_by_bucket")
 PLOTS.add("length_sweep", "lain.study.plots:length_sweep")
 PLOTS.add("attention", "lain.study.plots:attention")
+
+SECTIONS: Registry[Any] = Registry("section", given={"report"})
+"""Sections of the page of a study, in order."""
+SECTIONS.add("differences", "lain.study.page:differences")
+SECTIONS.add("buckets", "lain.study.page:buckets")
+SECTIONS.add("sweep", "lain.study.page:sweep")
+SECTIONS.add("attention", "lain.study.page:attention")
+SECTIONS.add("calibration", "lain.study.page:calibration")
+SECTIONS.add("training", "lain.study.page:training")
+SECTIONS.add("tables", "lain.study.page:tables")
+
+RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
+"""Sections of the page of one run, in order."""
+RUN_SECTIONS.add("attention", "lain.study.page:run_attention")
+RUN_SECTIONS.add("calibration", "lain.study.page:run_calibration")
 
 
 def train(spec: RunSpec, folder: Path, *, data: Path) -> None:
@@ -42,6 +57,9 @@ class CTRStudies(StudyKind[Study, PreparedCTR, UserResampler]):
     renamed = RENAMED
     backbone_key = "model.name"
     plots = PLOTS
+    title = "CTR study"
+    page_sections = SECTIONS
+    run_sections = RUN_SECTIONS
 
     def prepare(
         self, study: Study, source: Path | None, out: Path, *, workers: int, report: Callable[[str], None]
@@ -75,6 +93,18 @@ class CTRStudies(StudyKind[Study, PreparedCTR, UserResampler]):
     def table(self, report: CTRReport) -> str:
         """The comparison by history length."""
         return study_table(report)
+
+    def facts(self, report: CTRReport) -> dict[str, str]:
+        """What stands at the head of the table."""
+        return facts(report)
+
+    def answer(self, report: CTRReport) -> list[str]:
+        """Who gains and who loses, over all rows and at both ends of the history lengths."""
+        return answer(report)
+
+    def gaps(self, report: CTRReport) -> list[str]:
+        """What the study did not measure."""
+        return gaps(report)
 
     def validated(self, run: Run) -> tuple[str, float | None]:
         """AUC on the validation rows."""

@@ -23,7 +23,16 @@ WHOLE = ""
 METRICS = ("auc", "logloss", "gauc")
 
 
-def _predictions(run: Run, where: Callable[[Path], Path] = lambda path: path) -> pa.Table:
+def read_predictions(run: Run, where: Callable[[Path], Path] = lambda path: path) -> pa.Table:
+    """What a run predicted for the test rows, with their labels.
+
+    Args:
+        run: The run.
+        where: The file to read instead, from the path of the predictions.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     path = where(run.folder / "predictions" / "test.parquet")
     try:
         return pq.read_table(path)
@@ -37,7 +46,7 @@ def _truth(run: Run, predictions: pa.Table) -> Float[np.ndarray, " rows"] | None
     if "probability" not in predictions.column_names:
         if not truth_path(run.folder / "predictions" / "test.parquet").is_file():
             return None
-        predictions = _predictions(run, truth_path)
+        predictions = read_predictions(run, truth_path)
     return np.asarray(predictions["probability"])
 
 
@@ -60,7 +69,7 @@ class UserResampler(Resampler):
     ) -> None:
         self.resamples = resamples
         self._first = first.folder
-        table = _predictions(first)
+        table = read_predictions(first)
         self._rows = [np.asarray(table[name]) for name in ("user", "item", "label", "length")]
         user, _, label, length = self._rows
         masks = {WHOLE: np.ones(len(user), dtype=bool), **bucket_masks(length, buckets)}
@@ -88,7 +97,7 @@ class UserResampler(Resampler):
         return self._measured[run.folder].get(measure)
 
     def _measure(self, run: Run) -> dict[Measure, Vector]:
-        table = _predictions(run)
+        table = read_predictions(run)
         for name, rows in zip(("user", "item", "label", "length"), self._rows, strict=True):
             if not np.array_equal(rows, np.asarray(table[name])):
                 raise DataError(f"{run.folder}: tested on other rows than {self._first} ({name} differs)")

@@ -1,0 +1,302 @@
+"""The page of a study and of a run by the real command, and in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from common.study.command import find_study
+from common.study.execute import execute
+from common.study.results import complete, resolve
+from fake_train import simulate
+from lain.cli import main
+from lain.study.kind import CTR, SECTIONS
+
+STUDY = """
+name: tiny
+description: Does <script>alert("LAIN")</script> help & how?
+data: {format: world, users: 60, rows: 400, valid_rows: 100, test_per_bucket: 50}
+backbones: [twin]
+arms:
+  base: {length.preset: base}
+  lain: {length.preset: lain}
+  temperature-loglength: {length.preset: temperature-loglength}
+seeds: [0, 1]
+extra:
+  - {backbones: [twin], arms: [base, lain], tag: sweep, seeds: [0], vary: {history.max_length: [50, 200]}}
+"""
+
+
+def quiet(line: str) -> None:
+    assert "\n" not in line
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder whose runs are stand-ins, left as the command leaves it."""
+    folder = tmp_path_factory.mktemp("page")
+    path, out = folder / "tiny.yaml", folder / "runs" / "ctr-tiny"
+    path.write_text(STUDY)
+    loaded = find_study(CTR, str(path))
+    prepared = CTR.prepare(loaded, None, out, workers=1, report=quiet)
+    plan = complete(resolve(CTR, loaded.plan()), lambda config: CTR.fingerprint(prepared, config))
+    assert execute(plan, simulate, out, report=quiet) == []
+    done = command("study", path, "--out", out)  # nothing is left to train
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    shutil.copytree(study.parent, tmp_path / "runs")
+    return tmp_path / "runs" / "ctr-tiny"
+
+
+class Reader(HTMLParser):
+    """Words, tags and addresses of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_lies_beside_the_table_and_has_all_of_it(study: Path) -> None:
+    text, table = (study / "page.html").read_text(), (study / "table.md").read_text()
+    page = Reader(text)
+    assert len(text.encode()) < 2_000_000
+    assert "script" not in page.tags
+    assert not [address for address in page.addresses if re.match(r"https?:|//", address)]
+    words = " ".join(page.words)
+    assert 'Does <script>alert("LAIN")</script> help & how?' in words
+    shown = {word.strip() for word in page.words}
+    cells = [
+        cell.strip()
+        for line in table.splitlines()
+        if line.startswith("| ") and not set(line) <= set("|-: ")
+        for cell in line.strip("|").split("|")
+    ]
+    assert len(cells) > 150
+    assert {cell for cell in cells if cell} <= shown
+    assert [title for title in ("Calibration", "AUC against the maximum length") if title in shown] != []
+    links = [address for address in page.addresses if address.endswith(("json", "md", "parquet"))]
+    assert len(links) == 3 + 3 * 2 + 2 * 2
+    assert all((study / link.replace("%3D", "=")).is_file() for link in links)
+    assert len(re.findall(r"<figure>", text)) == len(re.findall(r"<summary>Numbers</summary>", text)) >= 10
+
+
+def test_the_answer_is_computed_from_the_runs(study: Path) -> None:
+    words = " ".join(Reader((study / "page.html").read_text().split("</nav>")[0]).words)
+    table = (study / "table.md").read_text()
+    overview = table.split("## lain minus base, AUC x 100\n\n")[1].splitlines()[2]
+    cells = [cell.strip() for cell in overview.strip("|").split("|")]
+    assert f"lengths 0-50: gains for TWIN ({cells[2].rstrip('*')})" in words
+    assert f"lengths 200+: loses for TWIN ({cells[-1].rstrip('*')})" in words
+    assert "Against the control temperature-loglength" in words
+    assert "Not shown" in words
+    assert "not new seeds" in words
+
+
+def test_links_are_relative_to_where_the_page_lies(study: Path, tmp_path: Path) -> None:
+    done = command("report", study, "--out", tmp_path / "elsewhere.html")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'elsewhere.html'}\n"), done.output
+    links = Reader((tmp_path / "elsewhere.html").read_text()).addresses
+    records = [link for link in links if link.endswith("record.json")]
+    assert records
+    assert all((tmp_path / link.replace("%3D", "=")).is_file() for link in records)
+
+
+def test_an_unfinished_study_says_what_is_missing(copy: Path) -> None:
+    (copy / "twin-lain-1" / "record.json").unlink()
+    (copy / "twin-lain-1" / "error.txt").write_text("Traceback\nValueError: <b>too</b> much\n")
+    shutil.rmtree(copy / "twin-base-1")
+    assert command("report", copy).exit_code == 0
+    answer = " ".join(Reader((copy / "page.html").read_text().split("</nav>")[0]).words)
+    assert "Unfinished: 2 of 10 runs." in answer
+    assert "Run twin-lain-1: failed: ValueError: <b>too</b> much." in answer
+    assert "Run twin-base-1: not begun." in answer
+
+
+def test_a_study_without_a_finished_run_has_a_page_too(copy: Path) -> None:
+    for record in copy.glob("*/record.json"):
+        record.unlink()
+    assert command("report", copy).exit_code == 0
+    words = " ".join(Reader((copy / "page.html").read_text()).words)
+    assert "Nothing can be said yet" in words
+    assert "Unfinished: 10 of 10 runs." in words
+
+
+def test_a_run_has_a_page(copy: Path) -> None:
+    run = copy / "twin-lain-0"
+    (run / "config.yaml").write_text("")
+    (run / "metrics.csv").write_text("step,train/loss\n0,0.7\n1,0.6\n2,\n3,0.5\n")
+    done = command("report", run)
+    assert (done.exit_code, done.stdout) == (0, f"{run / 'page.html'}\n"), done.output
+    page = Reader((run / "page.html").read_text())
+    words = {word.strip() for word in page.words}
+    metrics = json.loads((run / "record.json").read_text())["metrics"]
+    assert {f"{metrics[name]:.5g}" for name in ("test/auc", "test/auc/0-50", "test/logloss/200+")} <= words
+    assert {"train/loss", "Calibration", "Attention by history length", "length.preset"} <= words
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
+    done = command("report", tmp_path)
+    assert done.exit_code == 2
+    assert "holds neither a run (record.json) nor a study (study.yaml)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_section_is_one_function_and_one_line(copy: Path) -> None:
+    from common.report.page.render import Section
+
+    def seeds(report: Any) -> Section:
+        return Section("Number of runs", text=[f"There are {len(report.runs)}."])
+
+    def nothing(report: Any) -> None:
+        return None
+
+    SECTIONS.add("seeds", seeds)
+    SECTIONS.add("nothing", nothing)
+    try:
+        assert command("report", copy).exit_code == 0
+    finally:
+        SECTIONS.remove("seeds")
+        SECTIONS.remove("nothing")
+    assert "There are 10." in (copy / "page.html").read_text()
+
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome")
+                if (found := shutil.which(name))), None)  # fmt: skip
+
+PROBE = """
+<!doctype html><meta charset="utf-8"><body>
+<iframe id="phone" style="width:390px;height:800px;border:0"></iframe>
+<iframe id="desk" style="width:1280px;height:800px;border:0"></iframe>
+<pre id="found"></pre>
+<script>
+const text = @PAGE@;
+function luminance(c) {
+  const [r, g, b] = c.map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+  return .2126 * r + .7152 * g + .0722 * b;
+}
+function colour(text) { return text.match(/[\\d.]+/g).map(Number); }
+function ground(element) {
+  for (let at = element; at; at = at.parentElement) {
+    const found = colour(getComputedStyle(at).backgroundColor);
+    if (found.length < 4 || found[3] > .99) return found.slice(0, 3);
+  }
+  return [255, 255, 255];
+}
+function measure(frame) {
+  const page = frame.contentDocument, view = frame.contentWindow;
+  for (const one of page.querySelectorAll("details")) one.open = true;
+  const low = [];
+  let texts = 0;
+  const walker = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const parent = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || parent.closest("title")) continue;
+    texts += 1;
+    const style = view.getComputedStyle(parent);
+    const ink = colour(parent.closest("svg") ? style.fill : style.color).slice(0, 3);
+    const pair = [luminance(ink), luminance(ground(parent))].sort((a, b) => b - a);
+    const ratio = (pair[0] + .05) / (pair[1] + .05);
+    if (ratio < 4.5) low.push([walker.currentNode.data.trim().slice(0, 30), ratio]);
+  }
+  const root = page.documentElement;
+  const reachable = [...page.querySelectorAll("a[href], summary, .scroll")].every(one => one.tabIndex === 0);
+  return {
+    width: view.innerWidth, overflow: root.scrollWidth - root.clientWidth, low, texts, reachable,
+    dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
+    requests: view.performance.getEntriesByType("resource").map(one => one.name),
+  };
+}
+const frames = ["phone", "desk"].map(id => document.getElementById(id));
+let left = frames.length;
+for (const frame of frames) {
+  frame.addEventListener("load", () => {
+    if (!--left) document.getElementById("found").textContent = JSON.stringify(frames.map(measure));
+  });
+  frame.srcdoc = text;
+}
+</script>
+"""
+
+
+def browse(page: Path, folder: Path, *settings: str) -> tuple[list[dict[str, Any]], str]:
+    """What a browser measures on a page at two widths, and what it wrote to its console."""
+    assert BROWSER is not None
+    content = json.dumps(page.read_text()).replace("</", "<\\/")
+    probe = folder / "probe.html"
+    probe.write_text(PROBE.replace("@PAGE@", content))
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+         f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=10000",
+         "--dump-dom", *settings, probe.as_uri()],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None
+    measured: list[dict[str, Any]] = json.loads(html.unescape(found.group(1)))
+    return measured, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize(("which", "dark"), [("study", False), ("study", True), ("run", False)])
+def test_in_a_browser(study: Path, tmp_path: Path, which: str, dark: bool) -> None:
+    page = study / "page.html"
+    if which == "run":
+        page = tmp_path / "run.html"
+        shutil.copytree(study / "twin-lain-0", tmp_path / "run")
+        (tmp_path / "run" / "config.yaml").write_text("")
+        assert command("report", tmp_path / "run", "--out", page).exit_code == 0
+    found, console = browse(page, tmp_path, f"--blink-settings=preferredColorScheme={0 if dark else 1}")
+    assert console == ""
+    assert [one["width"] for one in found] == [390, 1280]
+    for one in found:
+        assert one["dark"] is dark
+        assert one["overflow"] == 0
+        assert one["low"] == []
+        assert one["texts"] > 100
+        assert one["reachable"]
+        assert one["requests"] == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_browser_finds_what_is_wrong(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<body style='background:white'><p style='color:#999;width:2000px'>pale</p>"
+        "<img src='http://127.0.0.1:19/a.png'><script>console.error('x')</script>"
+    )
+    (phone, _), console = browse(bad, tmp_path)
+    assert phone["overflow"] > 1000
+    assert [words for words, _ in phone["low"]] == ["pale"]
+    assert console
+    assert phone["requests"] == ["http://127.0.0.1:19/a.png"]
