@@ -191,7 +191,9 @@ def test_raw_ids_score_as_lain_predict(log_run: tuple[Path, pl.DataFrame], tmp_p
     """Ids, users and values of the log itself, new ones among them, against the command."""
     run, log = log_run
     past, rows = log.head(240), log.tail(60).drop("clicked")
-    new = rows.tail(2).with_columns(what=pl.lit(99, pl.Int64), who=pl.lit("nobody"), place=pl.lit("c"))
+    new = rows.tail(2).with_columns(
+        what=pl.lit(99, pl.Int64), who=pl.lit("nobody"), place=pl.lit("c"), age=pl.lit(33, pl.Int64)
+    )
     rows = pl.concat([rows.head(58), new])
     past.write_csv(tmp_path / "past.csv")
     rows.write_csv(tmp_path / "rows.csv")

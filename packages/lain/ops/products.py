@@ -126,7 +126,7 @@ class _SpanDot(torch.autograd.Function):
                     torch.arange(len(query) + 1, device=query.device) * len(table),
                     torch.arange(len(table), device=query.device).repeat(len(query)),
                 )
-                found = _sampled(query, table, every).unflatten(0, (len(query), len(table)))
+                found = torch.unflatten(_sampled(query, table, every), 0, (len(query), len(table)))
                 return found[spans.row, spans.index]
             with torch.autocast(query.device.type, enabled=False):
                 return torch.einsum("ihd,uhd->iuh", query, table)[spans.row, spans.index]
