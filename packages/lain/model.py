@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from common.errors import suggest
@@ -89,9 +89,24 @@ class CTRModel(nn.Module):
 
     def table(self, batch: Batch) -> Float[Tensor, "items width"]:
         """The vectors of a batch's items, and of what is known of behaviours beside them."""
-        table: Tensor = self.items(values_of(batch.items, batch.item_features, self.items.features))
-        if self.columns is not None:
-            table = table + torch.unflatten(self.columns(batch.columns), 1, (-1, self.items.width)).sum(1)
+        return self.vectors(batch.items, batch.item_features, batch.columns)
+
+    def vectors(
+        self,
+        items: Int[Tensor, " items"],
+        values: Mapping[str, Num[Tensor, "items ..."]],
+        columns: Mapping[str, Num[Tensor, "items ..."]] | None = None,
+    ) -> Float[Tensor, "items width"]:
+        """The vectors of items, or of behaviours.
+
+        Args:
+            items: Their indices.
+            values: Their features.
+            columns: What else is known of the behaviours; nothing of items, such as targets.
+        """
+        table: Tensor = self.items(values_of(items, values, self.items.features))
+        if self.columns is not None and columns:
+            table = table + torch.unflatten(self.columns(columns), 1, (-1, self.items.width)).sum(1)
         return table
 
     def score(

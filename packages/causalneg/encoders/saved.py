@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from causalneg.encoders.base import CONFIG_FILE, Encoder, read_json
+from causalneg.encoders.models import locate_model
 from causalneg.encoders.small import SmallTransformer
 from causalneg.encoders.static import StaticEncoder
 from common.errors import DataError, suggest
@@ -36,9 +37,14 @@ def build(*, folder: Path, trust_remote_code: bool = False) -> Encoder:
 
 
 def find_encoder(path: Path, *, trust_remote_code: bool = False) -> Encoder:
-    """The encoder of a run folder, or the one that lies in the folder itself; see :func:`load_encoder`."""
+    """The encoder of a run folder, of the folder itself, or a packaged one; see :func:`load_encoder`."""
+    return load_encoder(encoder_folder(path), trust_remote_code=trust_remote_code)
+
+
+def encoder_folder(path: Path) -> Path:
+    """Where the encoder of a run folder, of a folder of its own, or of a package lies."""
     inner = Path(path) / "encoder"
-    return load_encoder(inner if inner.is_dir() else path, trust_remote_code=trust_remote_code)
+    return inner if inner.is_dir() else Path(locate_model(path))
 
 
 def load_encoder(folder: Path | str, *, trust_remote_code: bool = False) -> Encoder:

@@ -35,6 +35,7 @@ from causalneg.encoders.base import (
     write_json,
     write_pooling,
 )
+from causalneg.encoders.models import locate_model
 from causalneg.encoders.packing import Packing, run_packed
 from common.errors import BackendError, DataError, describe_os_error
 from common.ragged import Ragged
@@ -220,7 +221,8 @@ class HFEncoder(Encoder):
 
         Args:
             texts: With ``config`` and without ``tokenizer``: the corpus that a tokenizer is trained on.
-            model: Name on the Hugging Face hub, or a folder. Weights must be safetensors.
+            model: A folder, a packaged model (``minilm``, with the extra ``models``), or a name on the
+                Hugging Face hub. Weights must be safetensors.
             config: Instead of ``model``: ``model_type`` and the family's own settings; random weights.
             tokenizer: Name or folder; that of ``model`` by default.
             vocabulary: Size of a trained tokenizer.
@@ -252,6 +254,8 @@ class HFEncoder(Encoder):
             raise ValueError("give either the model's name or folder, or its config")
         if instruction is not None and query_prompt:
             raise ValueError("give either an instruction or a query_prompt")
+        if model is not None:
+            model = locate_model(model)
         noted = _sentence_transformers(Path(model)) if model is not None and Path(model).is_dir() else None
         if noted is not None:
             model = noted.home

@@ -17,6 +17,8 @@ from causalneg.data import Dataset, Report, passage_key, read_dataset, read_exam
 from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.readers import find_reader
 from causalneg.data.schema import Example, Passage
+from causalneg.encoders.models import PACKAGED
+from causalneg.encoders.saved import encoder_folder
 from causalneg.training.config import RENAMED, TrainConfig
 from common.cli import report as to_stderr
 from common.errors import ConfigError, DataError
@@ -104,8 +106,7 @@ def encoder_fingerprint(folder: Path) -> str:
     Args:
         folder: The folder, or that of a run.
     """
-    inner = folder / "encoder"
-    folder = inner if inner.is_dir() else folder
+    folder = encoder_folder(folder)
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
     if not files:
         raise DataError(f"{folder}: there is no encoder; give the folder that one was saved in")
@@ -246,7 +247,7 @@ class RetrievalTask(Task):
         found |= {
             key: encoder_fingerprint(Path(path))
             for key, path in folders.items()
-            if path is not None and (key == "encoder.folder" or Path(path).is_dir())
+            if path is not None and (key == "encoder.folder" or Path(path).is_dir() or str(path) in PACKAGED)
         }
         return found | ({"--skip-bad": "yes"} if self._skip_bad else {})
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from lain.layers.attention import AttentionRecord
 from lain.length import LengthState
-from lain.ops.spans import Spans
+from lain.ops.spans import Spans, offsets_of
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """A number of behaviours; lengths of histories are 32-bit integers."""
@@ -52,6 +54,17 @@ class Memory:
         Nothing but the spans is copied: a thousand candidates of one user read the same rows.
         """
         return Memory(self.spans.take(history), self.rows)
+
+    @classmethod
+    def join(cls, memories: Sequence[Memory]) -> Memory:
+        """The histories of several memories of one backbone, in this order; a single one is not copied."""
+        if len(memories) == 1:
+            return memories[0]
+        rows = {name: torch.cat([m.rows[name] for m in memories]) for name in memories[0].rows}
+        first = accumulate((len(next(iter(m.rows.values()))) for m in memories[:-1]), initial=0)
+        index = torch.cat([m.spans.index + begin for m, begin in zip(memories, first, strict=True)])
+        lengths = torch.cat([m.spans.lengths for m in memories])
+        return replace(memories[0], spans=Spans(offsets_of(lengths), index), rows=rows)
 
 
 class Backbone(nn.Module, ABC):

@@ -34,6 +34,9 @@ with warnings.catch_warnings():  # torch says once per process that CSR support 
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
+FEWEST_ROWS = 4
+"""Products of a matrix with fewer rows than this take another path on a CPU, which ends in other bits."""
+
 
 def span_dot(
     query: Float[Tensor, "samples heads width"], table: Float[Tensor, "rows heads width"], spans: Spans
@@ -94,28 +97,40 @@ def sparse_product(
     return out
 
 
+def _sampled(query: Tensor, table: Tensor, spans: Spans) -> Tensor:
+    """Every pair's product as torch's sampled product has it, head by head."""
+    out = query.new_empty(len(spans.index), query.shape[1])
+    zero = query.new_zeros(len(spans.index))
+    pattern = torch.sparse_csr_tensor(
+        spans.offsets, spans.index, zero, (len(query), len(table)), check_invariants=False
+    )
+    with torch.autocast(query.device.type, enabled=False):
+        for head in range(query.shape[1]):
+            q, k = query[:, head].contiguous(), table[:, head].contiguous()
+            out[:, head] = torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0).values()
+    return out
+
+
 class _SpanDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, table: Tensor, spans: Spans) -> Tensor:
         ctx.save_for_backward(query, table)
         ctx.spans = spans
-        out = query.new_empty(len(spans.index), query.shape[1])
         if not len(spans.index):
-            return out
+            return query.new_empty(0, query.shape[1])
         if len(spans.index) >= len(query) * len(table):
             # Items repeat so often that all products are fewer than the pairs (and torch's sampled
             # product refuses more entries than a matrix has cells).
+            if torch.is_inference_mode_enabled():  # a score must not depend on the company of its row
+                every = Spans(
+                    torch.arange(len(query) + 1, device=query.device) * len(table),
+                    torch.arange(len(table), device=query.device).repeat(len(query)),
+                )
+                found = torch.unflatten(_sampled(query, table, every), 0, (len(query), len(table)))
+                return found[spans.row, spans.index]
             with torch.autocast(query.device.type, enabled=False):
                 return torch.einsum("ihd,uhd->iuh", query, table)[spans.row, spans.index]
-        zero = query.new_zeros(len(spans.index))
-        pattern = torch.sparse_csr_tensor(
-            spans.offsets, spans.index, zero, (len(query), len(table)), check_invariants=False
-        )
-        with torch.autocast(query.device.type, enabled=False):
-            for head in range(query.shape[1]):
-                q, k = query[:, head].contiguous(), table[:, head].contiguous()
-                out[:, head] = torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0).values()
-        return out
+        return _sampled(query, table, spans)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lain.ops.products import FEWEST_ROWS
 from lain.ops.spans import Spans
 
 
@@ -147,8 +148,11 @@ class _Scan(torch.autograd.Function):
         # update, reset, candidate and U_c h + b'_c of every pair
         kept = gates.new_empty(pairs, 4 * width)
         states = gates.new_empty(pairs, width)
-        last = gates.new_zeros(most, width)
-        of_state, of_input = gates.new_empty(2, most, 3 * width)
+        # Scores must not depend on the company of a row, and products of few rows end in other bits.
+        fewest = FEWEST_ROWS if torch.is_inference_mode_enabled() else 1
+        alive = gates.new_zeros(max(most, fewest), width)
+        last = alive[:most]
+        of_state, of_input = gates.new_empty(2, len(alive), 3 * width)
         begin = 0
         with torch.autocast(gates.device.type, enabled=False):
             for size in sizes:
@@ -156,7 +160,9 @@ class _Scan(torch.autograd.Function):
                 two, candidate, recalled = torch.split(kept[now], [2 * width, width, width], 1)
                 x, h = of_input[:size], last[:size]
                 x = gates[now] if index is None else torch.index_select(gates, 0, index[now], out=x)
-                from_state = torch.addmm(bias, h, matrix.T, out=of_state[:size])
+                multiplied = max(size, fewest)
+                torch.addmm(bias, alive[:multiplied], matrix.T, out=of_state[:multiplied])
+                from_state = of_state[:size]
                 torch.add(x[:, : 2 * width], from_state[:, : 2 * width], out=two).sigmoid_()
                 recalled.copy_(from_state[:, 2 * width :])
                 torch.addcmul(x[:, 2 * width :], two[:, width:], recalled, out=candidate).tanh_()

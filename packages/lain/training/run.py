@@ -18,8 +18,10 @@ from common.files import atomic_write, fingerprint
 from common.training.record import Record
 from common.training.run import Measured, Task, Training, check_inputs, train
 from common.training.run import load_run as load_any_run
+from lain.data.catalog import keep_catalog
 from lain.data.schema import Feature
 from lain.data.store import Store
+from lain.formats.log.encode import FOLDER as ENCODING_FOLDER
 from lain.formats.log.encode import keep_encoding
 from lain.model import CTRModel
 from lain.training.build import ADAM_MOMENTS, build_model, largest_sizes
@@ -74,6 +76,8 @@ class CTRTask(Task):
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _save_features(data.store, run_dir)
         keep_encoding(data.store, run_dir)
+        if not (run_dir / ENCODING_FOLDER).is_dir():  # which knows items and users by their raw ids
+            keep_catalog(data.store, run_dir)
         return Training(CTRModule(model, config.train, config.buckets), data, parameters)
 
     def evaluate(self, run_dir: Path) -> Measured:
@@ -227,6 +231,15 @@ def check_encoding(run_dir: Path, record: Record, store: Store, *, same: bool = 
             f"{store.path}: is not the data set that {run_dir} was trained on, and {why}; if it was prepared "
             "with the very same ids, say so with --same-encoding"
         )
+
+
+def model_features(run_dir: Path) -> list[Feature]:
+    """The features that a run was trained on.
+
+    Raises:
+        DataError: The run does not say.
+    """
+    return _load_features(run_dir)[0]
 
 
 def _vocabularies(store: Store) -> dict[str, str]:
