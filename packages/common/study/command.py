@@ -244,11 +244,11 @@ def run_study(
     out = out or Path("runs") / f"{kind.area}-{study.name}"
     if action == "report" and not any(out.glob("*/record.json")):
         raise DataError(f"{out}: no run of this study is there; `{command}` does them")
-    if action == "run":
-        asked = Asked(str(data) if data is not None else None, seeds, workers, command)
-        _remember(study_file(kind, file), asked, out)
     prepared = kind.prepare(study, data, out, workers=workers, report=report)
     plan = complete(resolved, lambda config: kind.fingerprint(prepared, config))
+    if action == "run" or (action == "report" and not (out / STUDY_FILE).is_file()):
+        asked = Asked(str(data) if data is not None else None, seeds, workers, command)
+        _remember(study_file(kind, file), asked, out)
     head = Head(study.name, study.description, command, len({spec.key for spec in plan}), workers)
     worker = kind.worker(prepared, out)
     failures: list[Failure] = []
