@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,9 @@ from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
+
+if TYPE_CHECKING:
+    from causalneg.encoders.saved import Reading
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -48,10 +53,51 @@ SEARCH = click.option(
     "--index", "search", type=_SearchName(),
     help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
 )  # fmt: skip
+LANGUAGE = click.option(
+    "--language", help="Language of the corpus, for BM25: chinese, de, other, ...  [default: detected]"
+)
 DEVICES = click.option(
     "--device", "devices", multiple=True,
     help="Such as cuda:0: encodes there; if repeated, the search is spread over all.  [default: cpu]",
 )  # fmt: skip
+
+
+READING = (
+    click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of a text that are read."),
+    click.option(
+        "--pooling", type=click.Choice(["mean", "last", "cls"]), help="Tokens that make the vector."
+    ),
+    click.option("--query-prompt", help="What is put in front of a query."),
+    click.option("--document-prompt", help="What is put in front of a document."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights."),
+)
+"""How an encoder is read otherwise than its folder says."""
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Take :data:`READING` as one argument ``reading``."""
+
+    @wraps(command)
+    def read(
+        max_tokens: int | None,
+        pooling: Any,
+        query_prompt: str | None,
+        document_prompt: str | None,
+        dtype: Any,
+        **rest: Any,
+    ) -> None:
+        from causalneg.encoders.saved import Reading
+
+        reading = Reading(
+            max_tokens=max_tokens, pooling=pooling, query_prompt=query_prompt,
+            document_prompt=document_prompt, dtype=dtype,
+        )  # fmt: skip
+        command(reading=reading, **rest)
+
+    wrapped: Callable[..., None] = read
+    for option in reversed(READING):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def _tell(line: str) -> None:
@@ -74,8 +120,8 @@ def main() -> None:
       causalneg world data/world
       causalneg mine data/world sets/bm25.jsonl --count 18
       causalneg generate data/world sets/bm25.jsonl sets/rules.jsonl --backend rules
-      causalneg train experiments/retrieval/train.yaml data=data/world
-      causalneg evaluate runs/RUN --data data/world --split test
+      causalneg train experiments/retrieval/train.yaml data=data/world 'encoder={name: static}'
+      causalneg check data/world --run runs/RUN
     On your own data: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/train.tsv) in place of data/world.
     """
 
@@ -122,6 +168,7 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @click.option("--truth", help="Split with all true positives, to count false negatives with.")
 @click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: DATA/.cache]")
 @SEARCH
+@LANGUAGE
 @TRUST
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
@@ -148,6 +195,7 @@ def mine(
     truth: str | None,
     cache: Path | None,
     search: str | None,
+    language: str | None,
     trust_remote_code: bool,
     devices: tuple[str, ...],
     seed: int,
@@ -184,7 +232,8 @@ def mine(
         return
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
-        search=search, devices=devices, trust_remote_code=trust_remote_code, seed=seed, skip_bad=skip_bad,
+        search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
+        skip_bad=skip_bad,
         report=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
@@ -206,20 +255,25 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     """Train the encoder that CONFIG describes; overrides change single keys (loss.temperature=0.02).
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
-    folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
+    folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json. Before
+    it stands the ladder (BM25, start, trained) where that costs little; ladder=false leaves it out.
     """
+    from causalneg.commands import propose_validation, training_ladder
     from causalneg.training.config import load_train_config
-    from causalneg.training.run import RetrievalTask
+    from causalneg.training.run import Library, RetrievalTask
     from common.training.run import train as train_task
 
     settings = load_train_config(config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    run = train_task(RetrievalTask(settings, skip_bad=skip_bad))
+    library = Library()
+    run = train_task(RetrievalTask(settings, skip_bad=skip_bad, library=library))
     if not run.trained:
         report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
     _say_cut(run.record.notes["texts_cut"])
+    propose_validation(settings, report)
+    training_ladder(settings, run, library, skip_bad=skip_bad, report=report)
     click.echo(run.folder)
 
 
@@ -229,7 +283,7 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
 @click.option(
     "--split", "splits", multiple=True, default=["test"], show_default=True, help="May be repeated."
 )
-@click.option("--encoder", type=FOLDER, help="An encoder or Hugging Face folder instead of a RUN.")
+@click.option("--encoder", type=FOLDER, help="An encoder's folder, or minilm, instead of a RUN.")
 @click.option("--bm25", is_flag=True, help="BM25 instead of an encoder.")
 @click.option("--depth", default=100, show_default=True, help="Documents kept per query.")
 @click.option(
@@ -241,9 +295,16 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     help="Documents that are the query itself are no hits.  [default: where ids coincide, as in BEIR]",
 )  # fmt: skip
 @SEARCH
+@LANGUAGE
+@reading_options
+@click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens per forward pass.")
+@click.option(
+    "--cache", type=FOLDER,
+    help="Where embeddings are kept; a killed call goes on.  [default: DATA/.cache for a transformer]",
+)  # fmt: skip
 @TRUST
 @DEVICES
-@click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or the encoder's folder]")
+@click.option("--out", type=FOLDER, help="Where eval/ is made.  [default: RUN, or runs/NAME of the encoder]")
 @SKIP_BAD
 @QUIET
 @DRY_RUN
@@ -257,6 +318,10 @@ def evaluate(
     measures: tuple[str, ...],
     ignore_identical: bool | None,
     search: str | None,
+    language: str | None,
+    reading: Reading,
+    batch_tokens: int | None,
+    cache: Path | None,
     trust_remote_code: bool,
     devices: tuple[str, ...],
     out: Path | None,
@@ -266,16 +331,20 @@ def evaluate(
 ) -> None:
     """Rank the corpus of a BEIR folder with a trained RUN, an --encoder or --bm25.
 
-    Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics.
+    Leaves eval/DATASET-SPLIT/run.trec, metrics.json and per_query.json, and prints the metrics. Tokens,
+    pooling and prompts are those of the encoder's folder; what is read otherwise is said and recorded.
+    Nothing is written into that folder.
     """
-    from causalneg.commands import evaluate_splits
+    from causalneg.commands import evaluate_splits, evaluation_folder
 
     chosen = [x for x in (run, encoder, bm25 or None) if x is not None]
     if len(chosen) != 1 and not (search and not chosen):
         raise ConfigError("evaluate: name one of a RUN, --encoder PATH or --bm25")
     search = search or ("bm25" if bm25 else "exact")
     source = run or encoder
-    home = out or source or Path("runs") / search
+    if source is None and reading.chosen():
+        raise ConfigError(f"evaluate: {', '.join(reading.chosen())}: only an encoder has that")
+    home = out or run or (evaluation_folder(encoder, reading) if encoder else Path("runs") / search)
     for measure in measures:
         parse_measure(measure)
     if dry_run:
@@ -284,6 +353,7 @@ def evaluate(
         return
     found = evaluate_splits(
         data, splits, encoder=source, search=search, depth=depth, measures=measures,
+        language=language, reading=reading, batch_tokens=batch_tokens, cache=cache,
         ignore_identical=ignore_identical, devices=devices, trust_remote_code=trust_remote_code,
         skip_bad=skip_bad, report=_tell, progress=not quiet,
     )  # fmt: skip
@@ -293,6 +363,55 @@ def evaluate(
         rows = [[name, f"{value:.4f}"] for name, value in one.metrics.mean.items()]
         click.echo(markdown_table([f"{one.name} {one.split}", f"{one.metrics.queries} queries"], rows))
         click.echo(folder)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.option("--run", type=FOLDER, help="A trained run: its start encoder and what became of it.")
+@click.option(
+    "--encoder", type=FOLDER, help="A start encoder: a folder, or minilm (the default without a run)."
+)
+@click.option("--split", help="Queries to check on.  [default: test, else dev]")
+@LANGUAGE
+@reading_options
+@click.option("--cache", type=FOLDER, help="Where embeddings are kept.  [default: as for evaluate]")
+@TRUST
+@DEVICES
+@SKIP_BAD
+@QUIET
+@DRY_RUN
+def check(
+    data: Path,
+    run: Path | None,
+    encoder: Path | None,
+    split: str | None,
+    language: str | None,
+    reading: Reading,
+    cache: Path | None,
+    trust_remote_code: bool,
+    devices: tuple[str, ...],
+    skip_bad: bool,
+    quiet: bool,
+    dry_run: bool,
+) -> None:
+    """Show the ladder on DATA: BM25, the start encoder, the trained one, with intervals over queries.
+
+    Says in words what is below BM25, and whether the queries suffice to tell.
+    """
+    from causalneg.commands import check as climb
+
+    if dry_run:
+        asked = {"data": data, "run": run, "encoder": encoder, "split": split, **reading.chosen()}
+        click.echo(to_yaml(asked), nl=False)
+        return
+    ladder = climb(
+        data, split=split, run=run, encoder=encoder, reading=reading, language=language, cache=cache,
+        devices=devices, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=_tell,
+        progress=not quiet,
+    )  # fmt: skip
+    click.echo(ladder.to_markdown())
+    for line in ladder.words():
+        click.echo(line)
 
 
 @main.command()

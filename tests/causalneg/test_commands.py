@@ -310,9 +310,11 @@ def test_texts_that_are_too_long_are_counted_and_said(world: Path, home: Path, t
         assert f"{counts[-1]} texts were longer than the encoder takes" in result.stderr
     assert counts[0] == counts[1]
     assert len(texts) * 0.9 < counts[0] <= len(texts) + len(data.split_queries("train"))
-    result = causalneg("evaluate", "--encoder", tmp_path / "encoder", "--data", world, "--quiet")
+    result = causalneg(
+        "evaluate", "--encoder", tmp_path / "encoder", "--data", world, "--quiet", "--out", tmp_path / "out"
+    )
     assert "texts were longer than the encoder takes" in result.stderr
-    metrics = json.loads((tmp_path / "encoder" / "eval" / "world-test" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "eval" / "world-test" / "metrics.json").read_text())
     assert metrics["notes"]["texts_cut"] >= len(texts) * 0.9
 
 
@@ -430,7 +432,7 @@ def test_dry_runs_write_nothing(world: Path, mined: Path, config: Path, run: Pat
 
 
 @pytest.mark.parametrize(
-    "command", ["world", "mine", "generate", "verify", "train", "evaluate", "diagnose", "export"]
+    "command", ["world", "mine", "generate", "verify", "train", "evaluate", "check", "diagnose", "export"]
 )
 def test_every_command_explains_itself(command: str) -> None:
     assert len(causalneg(command, "--help").output) > 300

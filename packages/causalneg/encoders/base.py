@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ TOKENIZER_FILE = "tokenizer.json"
 """Its vocabulary and how texts are split, in the form of the tokenizers library."""
 
 
+Pooling = Literal["mean", "last", "cls"]
+"""Which tokens make the vector of a text: all, the last, the first."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Type of the weights."""
+
+
 class Encoder(nn.Module, ABC):
     """Turns texts into vectors of length 1, so that a dot product is a cosine.
 
@@ -46,6 +53,7 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         cut: How many different texts were longer than ``max_tokens`` so far.
+        departures: What was read otherwise than the encoder's folder says, in words.
 
     Raises:
         ValueError: ``dim`` or ``max_tokens`` is not positive.
@@ -71,6 +79,7 @@ class Encoder(nn.Module, ABC):
         self.max_tokens = max_tokens
         self.query_prompt = query_prompt
         self.document_prompt = document_prompt
+        self.departures: tuple[str, ...] = ()
         self._cut: set[int] = set()
 
     def tokenize(self, texts: Sequence[str], *, query: bool) -> Ragged:
@@ -234,6 +243,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def _hash_vocabulary(self, update: Any) -> None:
         """Feed what the weights say nothing of (the tokenizer) to a hash."""
+
+
+def departure(name: str, value: object, own: object) -> str | None:
+    """In words that a setting is not what an encoder's folder says; None where it is."""
+    return None if value == own else f"{name} {value!r} instead of {own!r}"
 
 
 def write_json(path: Path, value: Any) -> None:

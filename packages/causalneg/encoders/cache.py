@@ -50,7 +50,13 @@ def tokenize(
 
 
 def corpus_embeddings(
-    encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None, progress: bool = False
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    cache: Path | None = None,
+    progress: bool = False,
+    batch_tokens: int | None = None,
+    block: int = 16_384,
 ) -> Float32[np.ndarray, "documents dim"]:
     """Embeddings of documents; with a cache only texts that it has not seen are encoded.
 
@@ -59,16 +65,23 @@ def corpus_embeddings(
         texts: The documents.
         cache: Folder of :func:`cached_embeddings`; None keeps nothing.
         progress: Whether to show a progress bar.
+        batch_tokens: Tokens per forward pass; None takes the encoder's own number.
+        block: Texts encoded and written at a time: what a run that is killed loses at most.
     """
+
+    def run(some: Sequence[str]) -> Float32[np.ndarray, "some dim"]:
+        tokens = encoder.tokenize(some, query=False)
+        return encode(encoder, tokens, query=False, batch_tokens=batch_tokens, progress=progress)
+
     if cache is None:
-        return encode(encoder, encoder.tokenize(texts, query=False), query=False, progress=progress)
+        return run(texts)
     encoded: set[str] = set()
 
     def vectors(some: list[str]) -> Float32[np.ndarray, "some dim"]:
         encoded.update(some)
-        return encode(encoder, encoder.tokenize(some, query=False), query=False, progress=progress)
+        return run(some)
 
-    found = cached_embeddings(vectors, texts, cache, encoder.fingerprint, encoder.dim)
+    found = cached_embeddings(vectors, texts, cache, encoder.fingerprint, encoder.dim, block=block)
     known = [text for text in texts if text not in encoded]
     for start in range(0, len(known), _TOKENIZED):  # so that what is cut is counted in these too
         encoder.tokenize(known[start : start + _TOKENIZED], query=False)

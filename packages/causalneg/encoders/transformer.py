@@ -27,7 +27,10 @@ from transformers import (
 from causalneg.encoders.base import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Dtype,
     Encoder,
+    Pooling,
+    departure,
     load_weights,
     normalize,
     read_json,
@@ -40,14 +43,8 @@ from causalneg.encoders.packing import Packing, run_packed
 from common.errors import BackendError, DataError, describe_os_error
 from common.ragged import Ragged
 
-Pooling = Literal["mean", "last", "cls"]
-"""Which tokens make the vector of a text: all, the last, the first."""
-
 Padding = Literal["auto", "none", "left", "right"]
 """Where texts of a batch are filled up; ``"auto"``: nowhere on a CPU, if the family allows it, else right."""
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-"""Type of the weights."""
 
 PACKED_FAMILIES = frozenset(
     ["bert", "electra", "llama", "mistral", "modernbert", "qwen2", "qwen3", "roberta", "xlm-roberta"]
@@ -292,6 +289,16 @@ class HFEncoder(Encoder):
                 core = _fetch(AutoModel, model, hub | weights | {"config": settings, "use_safetensors": True})
             if lora is not None:
                 core = _with_lora(core, lora)
+        departures = (
+            []
+            if noted is None
+            else noted.departures(
+                pooling=pooling,
+                query_prompt=query_prompt,
+                document_prompt=document_prompt,
+                max_tokens=max_tokens,
+            )
+        )
         if noted is None:
             noted = _Noted(Path())
         if pooling is None:
@@ -305,7 +312,7 @@ class HFEncoder(Encoder):
         if max_tokens is None:
             own = noted.max_tokens
             max_tokens = own if own is not None and own <= limit else min(512, longest)
-        return cls(
+        built = cls(
             core,
             made,
             pooling=pooling,
@@ -318,6 +325,8 @@ class HFEncoder(Encoder):
             gradient_checkpointing=gradient_checkpointing,
             trust_remote_code=trust_remote_code,
         )
+        built.departures = tuple(departures)
+        return built
 
     def _tokenize(self, texts: list[str]) -> tuple[Ragged, Int64[np.ndarray, " cut"]]:
         ask: Any = self.tokenizer
@@ -446,8 +455,8 @@ class HFEncoder(Encoder):
 
     @classmethod
     def _load_parts(cls, folder: Path, settings: dict[str, Any]) -> Encoder:
-        config = read_json(folder / _MODEL_CONFIG)
-        dtype = getattr(torch, config["dtype"])
+        config, settings = read_json(folder / _MODEL_CONFIG), dict(settings)
+        dtype = getattr(torch, settings.pop("dtype", None) or config["dtype"])
         trust = bool(settings.get("trust_remote_code", False))
         with torch.random.fork_rng():
             made = AutoConfig.for_model(config.pop("model_type"), **config)
@@ -496,6 +505,16 @@ class _Noted:
     document_prompt: str = ""
     max_tokens: int | None = None
     own_ending: bool = False
+
+    def departures(self, **asked: Any) -> list[str]:
+        """What is asked for otherwise than it was noted, in words; what was not noted may be anything."""
+        own = {key: getattr(self, key) for key in asked}
+        found = [
+            departure(key, value, own[key])
+            for key, value in asked.items()
+            if value is not None and own[key] is not None
+        ]
+        return [one for one in found if one is not None]
 
 
 def _sentence_transformers(folder: Path) -> _Noted | None:

@@ -25,6 +25,8 @@ from common.ragged import Ragged
 Report = Callable[[str], None]
 """Takes a line that a user should know."""
 
+_BLOCK = 2048  # texts that a killed evaluation encodes again at most
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,6 +38,7 @@ class Evaluation:
         run: Scores of the documents that were found.
         metrics: Per query and averaged.
         notes: Counts and times worth keeping: documents, documents per second, texts cut so far.
+        retriever: What searched, and how it read texts, as JSON values; may be empty.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Evaluation:
     run: dict[str, dict[str, float]]
     metrics: RetrievalMetrics
     notes: dict[str, float | int] = field(default_factory=dict)
+    retriever: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
         """Write ``folder/NAME-SPLIT/run.trec``, ``metrics.json`` and ``per_query.json``.
@@ -54,13 +58,15 @@ class Evaluation:
         out.mkdir(parents=True, exist_ok=True)
         write_trec(out / "run.trec", self.run, tag="causalneg")
         atomic_write(out / "per_query.json", json.dumps(self.metrics.per_query) + "\n")
-        content = {
+        content: dict[str, Any] = {
             "dataset": self.name,
             "split": self.split,
             "queries": self.metrics.queries,
             "metrics": self.metrics.mean,
             "notes": self.notes,
         }
+        if self.retriever:
+            content["retriever"] = self.retriever
         atomic_write(out / "metrics.json", json.dumps(content, indent=1) + "\n")
         return out
 
@@ -245,7 +251,44 @@ def evaluate_encoder(
     return found
 
 
-def evaluate_bm25(dataset: Dataset, splits: Sequence[str], *, depth: int = 100) -> list[Evaluation]:
-    """Rank one corpus with BM25: the line that every table has."""
-    searcher = SEARCHERS["bm25"](Collection([d.content for d in dataset.documents]))
+def evaluate_resumable(
+    encoder: Encoder,
+    dataset: Dataset,
+    splits: Sequence[str],
+    *,
+    embeddings: Path,
+    search: str = "exact",
+    devices: Sequence[str] = (),
+    batch_tokens: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> list[Evaluation]:
+    """Rank one corpus with an encoder whose embeddings are kept, so that a killed call goes on.
+
+    Args:
+        encoder: The encoder.
+        dataset: The data set.
+        splits: Splits of its judgements.
+        embeddings: Folder of :func:`causalneg.encoders.cache.cached_embeddings`.
+        search: Name of the search of embeddings.
+        devices: Devices that the search is spread over; empty: the CPU.
+        batch_tokens: Tokens per forward pass; None takes the encoder's own number.
+        progress: Whether to show a progress bar.
+        **options: As for :func:`evaluate`.
+    """
+    collection = Collection.encoded(
+        [document.content for document in dataset.documents], encoder, cache=embeddings, devices=devices,
+        progress=progress, batch_tokens=batch_tokens, block=_BLOCK,
+    )  # fmt: skip
+    found = evaluate(SEARCHERS[search](collection), dataset, splits, **options)
+    for one in found:
+        one.notes.update(texts_cut=encoder.cut)
+    return found
+
+
+def evaluate_bm25(
+    dataset: Dataset, splits: Sequence[str], *, depth: int = 100, language: str | None = None
+) -> list[Evaluation]:
+    """Rank one corpus with BM25: the line that every table has; its language is detected unless given."""
+    searcher = SEARCHERS["bm25"](Collection([d.content for d in dataset.documents], language=language))
     return evaluate(searcher, dataset, splits, depth=depth)

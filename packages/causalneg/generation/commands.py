@@ -30,6 +30,7 @@ _OPTIONS = (
     click.option("--model", help="Language model: a name or a folder; short for backend.model=..."),
     click.option("--endpoint", "endpoints", multiple=True, help="URL of a server with it; may be repeated."),
     click.option("--profile", help="Corpus profile: generic, nq, triviaqa, hotpotqa, mmarco or a text file."),
+    click.option("--language", help="Language of the corpus.  [default: detected]"),
     click.option("--judge", help="Who has the last word: llm or cross-encoder."),
     click.option("--max-failed", type=float, help="Share of pairs or verdicts that may fail.  [.5]"),
     click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping."),
@@ -53,6 +54,7 @@ def _load(cls: type[C], given: dict[str, Any], **more: Any) -> C:
         "backend.model": given["model"],
         "backend.endpoints": list(given["endpoints"]) or None,
         "profile": given["profile"],
+        "language": given["language"],
         "judge.name": given["judge"],
         "max_failed": given["max_failed"],
     }

@@ -39,6 +39,7 @@ class JudgeConfig:
             rewrote are always judged, by itself if nobody is named.
         judge_backend: Where the judge's model runs, if it is another one.
         profile: Name of a corpus profile (generic, nq, triviaqa, hotpotqa, mmarco), or path of a text file.
+        language: Name or code of the corpus's language; null detects it. The rules write English alone.
         budget: What a set may cost, its judge included.
         max_failed: Share of the pairs, or of the judge's questions, that may fail; more is an error.
     """
@@ -49,6 +50,7 @@ class JudgeConfig:
     judge: Annotated[Component[Judge], JUDGES] | None = None
     judge_backend: Annotated[Component[ChatBackend], BACKENDS] | None = None
     profile: str = "generic"
+    language: str | None = None
     budget: Budget = field(default_factory=Budget)
     max_failed: Annotated[float, Ge(0), Le(1)] = 0.5
 

@@ -30,10 +30,11 @@ from causalneg.generation.writers.base import Writer
 from causalneg.generation.writers.prompts import load_profile
 from causalneg.llm.chat import ChatBackend
 from causalneg.text.corpus import Corpus
+from causalneg.text.language import detect_language, find_language
 from causalneg.world import World, find_world
 from common.cli import report as report_to_user
 from common.config import Component, Registry
-from common.errors import BackendError, DataError
+from common.errors import BackendError, ConfigError, DataError
 from common.files import atomic_write, beside
 from common.report.tables import format_number, markdown_table
 
@@ -83,6 +84,7 @@ def generate_set(
     dataset, source = _read(data, mined, limit, skip_bad, report)
     load_profile(config.profile)  # what can be said without the model is said before it is loaded
     world = find_world(data)
+    _check_language(config, dataset, world, report)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(beside(out, ".journal"), report=report))
         models = stack.enter_context(_Models(config, report))
@@ -159,7 +161,9 @@ def preview_set(
         DataError: The input cannot be read.
     """
     dataset, source = _read(data, mined, 1, skip_bad, report)
-    writer = _writer(config, dataset, find_world(data), seed, None)
+    world = find_world(data)
+    _check_language(config, dataset, world, report)
+    writer = _writer(config, dataset, world, seed, None)
     (pair,) = pairs_from(source, dataset, candidates=writer.candidates)
     return writer.preview(pair)
 
@@ -195,7 +199,9 @@ def verify_set(
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=report)
     found = read_examples(examples, skip_bad=skip_bad, report=report)
     load_profile(config.profile)
-    checked = verify(found, dataset, world=find_world(data))
+    world = find_world(data)
+    _check_language(config, dataset, world, report)
+    checked = verify(found, dataset, world=world)
     counts = checked.report.to_markdown()
     if config.judge is not None:
         with Journal(beside(out, ".journal"), report=report) as journal, _Models(config, report) as models:
@@ -273,6 +279,28 @@ def _writer(
     if takes(config.writer, "corpus"):
         given["corpus"] = Corpus.of(dataset)
     return config.writer.build(**given)
+
+
+def _check_language(config: JudgeConfig, dataset: Dataset, world: World | None, report: Report) -> None:
+    """Refuse rules, and say what of the verifier does not hold, where the corpus is not English.
+
+    Raises:
+        ConfigError: The rules are to write another language than English, or the language is unknown.
+    """
+    chosen = None if config.language is None else find_language(config.language)
+    language = chosen or detect_language([d.text for d in dataset.documents]).language
+    if world is not None or language.name == "english":
+        return
+    how = "is" if chosen else "reads as"
+    if isinstance(config, GenerateConfig) and takes(config.writer, "corpus"):
+        raise ConfigError(
+            f"writer '{config.writer.name}' writes English alone, and the corpus {how} {language.name}; "
+            "let a language model write (--backend), or give --language english"
+        )
+    report(
+        f"the corpus {how} {language.name}: the verifier's checks of names, dates, stems and function words "
+        "are for English and find less; add a judge (--judge llm)"
+    )
 
 
 def _read(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64
 
 from causalneg.encoders.base import Encoder, encode
 from causalneg.encoders.cache import corpus_embeddings
+from causalneg.text.language import Language, detect_language, find_language
 from common.errors import DataError
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
@@ -31,6 +32,7 @@ class Collection:
         documents: Gives the embeddings of all documents; called once, when a search first needs them.
         queries: Gives the embeddings of queries.
         devices: Names of devices as torch has them that a search may be spread over; empty: the CPU.
+        language: Name or code of the texts' language; None detects it when a search first asks.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Collection:
         documents: Callable[[], Float[np.ndarray, "documents dim"]] | None = None,
         queries: Embed | None = None,
         devices: Sequence[str] = (),
+        language: str | None = None,
     ) -> None:
         self.texts, self.devices = texts, tuple(devices)
+        self._language = None if language is None else find_language(language)
         self._documents, self._queries = documents, queries
 
     @classmethod
@@ -53,6 +57,8 @@ class Collection:
         cache: Path | None = None,
         devices: Sequence[str] = (),
         progress: bool = False,
+        batch_tokens: int | None = None,
+        block: int = 16_384,
     ) -> Collection:
         """Documents whose embeddings an encoder makes.
 
@@ -62,13 +68,17 @@ class Collection:
             cache: Folder in which embeddings are kept, by text and encoder.
             devices: As for the class.
             progress: Whether to show a progress bar.
+            batch_tokens: Tokens per forward pass; None takes the encoder's own number.
+            block: Texts encoded and written into the cache at a time.
         """
         if encoder is None:
             return cls(texts, devices=devices)
         chosen = encoder
 
         def documents() -> Float32[np.ndarray, "documents dim"]:
-            return corpus_embeddings(chosen, texts, cache=cache, progress=progress)
+            return corpus_embeddings(
+                chosen, texts, cache=cache, progress=progress, batch_tokens=batch_tokens, block=block
+            )
 
         def queries(asked: Sequence[str]) -> Float32[np.ndarray, "queries dim"]:
             return encode(chosen, chosen.tokenize(asked, query=True), query=True)
@@ -78,6 +88,11 @@ class Collection:
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.texts)
+
+    @cached_property
+    def language(self) -> Language:
+        """The language of the texts."""
+        return self._language or detect_language(self.texts).language
 
     @cached_property
     def embeddings(self) -> Float[np.ndarray, "documents dim"]:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Float32, Int, Int64
 
 from causalneg.search.base import Collection, Searcher, highest
+from causalneg.text.language import find_language, split_signs
 from common.errors import ConfigError, DataError, suggest
 
 _NUMBERS = 1 << 20  # scores in memory at a time
@@ -26,7 +27,8 @@ class BM25(Searcher):
     A word that is twice in the query counts twice.
 
     Source: Robertson and Zaragoza 2009; the index is bm25s's. The defaults are those of the published
-    Pyserini baselines. Words are runs of two or more letters or digits in lower case.
+    Pyserini baselines. Words are runs of two or more letters or digits in lower case; in languages written
+    without blanks, characters and pairs of characters (:func:`causalneg.text.language.split_signs`).
 
     Args:
         texts: The documents.
@@ -34,6 +36,8 @@ class BM25(Searcher):
         b: How much long documents are held back, 0 to 1.
         stem: Language of the Snowball stemmer; None for none.
         stopwords: Language of the list of words that are left out, or the words; None for none.
+        signs: Whether texts are split by characters.
+        pattern: What a word is; None: two or more letters or digits.
 
     Raises:
         ConfigError: A setting is out of range or unknown.
@@ -42,9 +46,8 @@ class BM25(Searcher):
 
     backend = "bm25"
     advice = (
-        "BM25 matches runs of two or more letters between blanks and signs, so it finds little in languages "
-        "written without blanks (Chinese, Japanese, Thai), or across languages; "
-        "search with an encoder (--encoder)"
+        "BM25 matches words, so it finds nothing across languages, and little where it takes a corpus for "
+        "another language than its own (--language); search with an encoder (--encoder)"
     )
 
     @classmethod
@@ -54,19 +57,21 @@ class BM25(Searcher):
         *,
         k1: Annotated[float, Ge(0)] = 0.9,
         b: Annotated[float, Ge(0), Le(1)] = 0.4,
-        stem: str | None = "english",
-        stopwords: str | None = "english",
+        language: str | None = None,
     ) -> BM25:
-        """BM25 over a collection.
+        """BM25 over a collection, with what there is for its language.
 
         Args:
             collection: The documents.
             k1: How slowly a word that is repeated saturates.
             b: How much long documents are held back.
-            stem: Language of the Snowball stemmer; null for none.
-            stopwords: Language of the list of words that are left out; null for none.
+            language: Name or code of the language; null takes the collection's own.
         """
-        return cls(collection.texts, k1=k1, b=b, stem=stem, stopwords=stopwords)
+        chosen = collection.language if language is None else find_language(language)
+        return cls(
+            collection.texts, k1=k1, b=b, stem=chosen.stemmer,
+            stopwords=chosen.name if chosen.stopwords else None, signs=chosen.signs, pattern=chosen.pattern,
+        )  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +81,8 @@ class BM25(Searcher):
         b: float = 0.4,
         stem: str | None = "english",
         stopwords: str | Sequence[str] | None = "english",
+        signs: bool = False,
+        pattern: str | None = None,
     ) -> None:
         # Here, since it brings numba and llvmlite along, which vLLM's engine processes cannot start beside.
         import bm25s
@@ -85,6 +92,7 @@ class BM25(Searcher):
         if stem is not None and stem not in Stemmer.algorithms():
             raise ConfigError(f"there is no stemmer for '{stem}'{suggest(stem, Stemmer.algorithms())}")
         self._stemmer = None if stem is None else Stemmer.Stemmer(stem)
+        self._signs, self._pattern = signs, {} if pattern is None else {"token_pattern": pattern}
         self._stopwords = stopwords if isinstance(stopwords, str) else list(stopwords or ())
         try:
             words = self._words(texts, return_ids=True)
@@ -104,12 +112,15 @@ class BM25(Searcher):
     def _words(self, texts: Sequence[str], *, return_ids: bool) -> Any:
         import bm25s
 
+        if self._signs:
+            return _tokenized([split_signs(text) for text in texts], return_ids=return_ids)
         return bm25s.tokenize(
             list(texts),
             stopwords=self._stopwords,
             stemmer=self._stemmer,
             return_ids=return_ids,
             show_progress=False,
+            **self._pattern,
         )
 
     def __len__(self) -> int:
@@ -177,3 +188,14 @@ class BM25(Searcher):
             texts = self._weights[:, chosen].T.tocsr()[where.reshape(-1)]
             out[part] = np.asarray(counts[query[part]].multiply(texts).sum(axis=1)).reshape(-1)
         return out
+
+
+def _tokenized(terms: list[list[str]], *, return_ids: bool) -> Any:
+    """Terms of texts in the form that bm25s's own splitting gives."""
+    from bm25s.tokenization import Tokenized
+
+    if not return_ids:
+        return terms
+    vocabulary: dict[str, int] = {}
+    ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in text] for text in terms]
+    return Tokenized(ids=ids, vocab=vocabulary)

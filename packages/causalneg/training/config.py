@@ -151,6 +151,8 @@ class TrainConfig:
         out: Folder in which the run folder is made.
         name: Name of the run folder; null makes one of encoder, config hash and seed.
         cache: Folder for token ids that runs share; null keeps none.
+        ladder: Whether ``causalneg train`` ends with BM25, the start encoder and the trained one on the first
+            test split, side by side; they are measured where that costs little beside the training.
         seed: Decides the start of the weights, the order of the queries and the dropout.
         encoder: The encoder: ``static``, ``small``, ``transformer``, or ``saved`` to start from a folder.
         loss: What is minimised.
@@ -173,6 +175,7 @@ class TrainConfig:
     out: Path = Path("runs")
     name: str | None = None
     cache: Path | None = None
+    ladder: bool = True
     seed: Annotated[int, Ge(0)] = 0
     encoder: Annotated[Component[Encoder], ENCODERS] = field(
         default_factory=lambda: ENCODERS.component("static")

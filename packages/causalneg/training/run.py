@@ -132,7 +132,7 @@ class Material:
     encoder: Encoder
 
 
-def _splits(config: TrainConfig) -> tuple[str, ...]:
+def splits_of(config: TrainConfig) -> tuple[str, ...]:
     """The splits that a run reads."""
     valid = [config.valid_split] if config.valid_split else []
     return tuple(dict.fromkeys([config.train_split, *valid, *config.tests]))
@@ -165,7 +165,7 @@ def open_material(
     def examples(path: Path) -> list[Example]:
         return library.examples(path, skip_bad=skip_bad, report=report)
 
-    dataset = library.dataset(config.data, _splits(config), skip_bad=skip_bad, report=report)
+    dataset = library.dataset(config.data, splits_of(config), skip_bad=skip_bad, report=report)
     sets = [(examples(entry.path), entry.count) for entry in config.sets]
     if sets:
         combined = combine(sets, candidates=config.candidates, exact=config.exact)
@@ -186,6 +186,8 @@ def open_material(
         probes = [e for e in combined if held_out(e.query.id, share)]
     voices = _voices(config.voices, examples(config.voices)) if config.voices else {}
     encoder = make_encoder(config, [document.content for document in dataset.documents])
+    if encoder.departures and report is not None:
+        report(f"the encoder is read otherwise than its folder says: {', '.join(encoder.departures)}")
     return Material(dataset, kept, probes, voices, encoder)
 
 
@@ -212,7 +214,7 @@ class RetrievalTask(Task):
     """
 
     method = "causalneg"
-    display = ("cache",)
+    display = ("cache", "ladder")
 
     def __init__(
         self,
@@ -235,7 +237,7 @@ class RetrievalTask(Task):
     def inputs(self) -> dict[str, str]:
         """Data, mixed twin, training sets, voices, probes and the encoder to start from, by content."""
         config = self.config
-        found = {"data": dataset_fingerprint(config.data, _splits(config))}
+        found = {"data": dataset_fingerprint(config.data, splits_of(config))}
         if config.mixed is not None:
             found["mixed"] = dataset_fingerprint(config.mixed, config.tests)
         files = {f"sets[{place}].path": entry.path for place, entry in enumerate(config.sets)}
