@@ -37,6 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench_serving import bench_serving
 from common.cli import run_command
 from common.errors import ConfigError
 from common.files import atomic_folder, atomic_write
@@ -531,6 +532,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--peer-rows", type=click.IntRange(1), help="Rows of a batch of LongCTR's DIEN; 64 by default.")
 @click.option("--profile", is_flag=True, help="Also write where a step's time goes: OUT with -profile.md.")
 @click.option("--quick", is_flag=True, help="Some hundred rows, one batch: shows that it runs, not how fast.")
+@click.option("--serving", is_flag=True, help="Latency of scoring instead: see bench_serving.py.")
 def main(
     peer: Path | None,
     peer_python: str,
@@ -543,8 +545,20 @@ def main(
     peer_rows: int | None,
     profile: bool,
     quick: bool,
+    serving: bool,
 ) -> None:
     """Measure training speed on generated data and print a table, with --peer beside LongCTR's."""
+    if serving:
+        found = bench_serving(
+            {backbone: {} for backbone in backbones or BACKBONES},
+            {},
+            arms=ARMS,
+            length=max(lengths, default=100 if quick else TARGET_LENGTH),
+            seconds=0 if quick else seconds,
+            out=out or ROOT / "runs" / "bench-serving.json",
+        )
+        click.echo(found, nl=False)
+        return
     if peer is not None and not (peer / "model_zoo" / "LongCTR").is_dir():
         raise ConfigError(f"--peer {peer}: no model_zoo/LongCTR in it; give a checkout of FuxiCTR")
     name = "bench-ctr-quick" if quick else "bench-ctr"

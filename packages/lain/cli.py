@@ -12,6 +12,7 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
+from common.errors import ConfigError
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -253,6 +254,49 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port.")
+@click.option("--store", default="memory", show_default=True, help="Memories of users: memory or redis://...")
+@click.option(
+    "--store-megabytes",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Bound of that in memory.",
+)
+@click.option("--data", type=FOLDER, help="Prepared data, for a run that does not keep its items' features.")
+def serve(run: Path, host: str, port: int, store: str, store_megabytes: int, data: Path | None) -> None:
+    r"""Serve a trained RUN over HTTP.
+
+    \b
+    POST /encode   {"user": "u1", "history": ["i1", "i2"]}          read a user's history once
+    POST /score    {"user": "u1", "candidates": ["i3"], "context": {}}   click probabilities
+    GET  /health, /metrics (Prometheus)
+
+    Ids and values are those of the log that RUN was trained on. Keeps nothing but memories of users, which it
+    may forget: a user without one is a 404, and the client sends the history again. Several workers share a Redis.
+    """
+    try:
+        import uvicorn
+
+        from lain.serving.service import make_app
+    except ImportError as error:
+        raise ConfigError(
+            f"lain serve needs FastAPI and uvicorn ({error}); pip install 'causalneg-lain[serve]'"
+        ) from None
+    import torch
+
+    from lain.serving.memories import open_memories
+    from lain.serving.scorer import Scorer
+
+    memories = open_memories(store, run, most_bytes=store_megabytes << 20)
+    torch.set_num_threads(1)  # requests run side by side
+    app = make_app(Scorer(run, data=data), memories, run=run.resolve().name)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 
 
 main.add_command(settings_command("lain.training.config:TrainConfig"))

@@ -11,7 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lain.length import LengthState, conditioned_logits
-from lain.ops.products import span_dot, span_sum
+from lain.ops.products import span_sum
+from lain.ops.search import span_top
 from lain.ops.softmax import span_softmax_with
 from lain.ops.spans import Spans
 
@@ -102,8 +103,7 @@ class TargetAttention(nn.Module):
         """
         with torch.no_grad():
             query = length.query(self.branch, self.query(target))
-            score = span_dot(query[:, None], rows[f"{self.branch}.key"][:, None], spans)
-            return spans.top(score[:, 0], count)
+            return span_top(query, rows[f"{self.branch}.key"], spans, count)
 
     def forward(
         self,

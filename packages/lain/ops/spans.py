@@ -71,6 +71,8 @@ class Spans:
 
     def take(self, sample: Int[Tensor, " samples"]) -> Spans:
         """The spans of these samples, in this order; one may come many times."""
+        if self.samples == 1:
+            return RepeatedSpan(self.index, len(sample))
         return Spans.from_runs(self.index, self.offsets[sample], self.lengths[sample])
 
     def tail(self, count: int) -> Spans:
@@ -118,6 +120,37 @@ class Spans:
         moved = torch.arange(len(self.index), device=self.index.device) + extra * (self.row + 1)
         index[moved] = self.index
         return Spans(offsets, index), place
+
+
+class RepeatedSpan(Spans):
+    """One span that many samples read, as the candidates of one user do: made pair by pair only when asked.
+
+    Args:
+        span: Row of the table for each of its places.
+        samples: Number of samples that read it.
+    """
+
+    def __init__(self, span: Int[Tensor, " places"], samples: int) -> None:
+        offsets = torch.arange(samples + 1, device=span.device) * len(span)
+        object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "span", span)
+
+    span: Int[Tensor, " places"]
+
+    @cached_property
+    def index(self) -> Int[Tensor, " pairs"]:
+        """Row of the table for each pair."""
+        return self.span.repeat(self.samples)
+
+    @cached_property
+    def row(self) -> Int[Tensor, " pairs"]:
+        """Sample of each pair."""
+        samples = torch.arange(self.samples, device=self.span.device)
+        return samples[:, None].expand(-1, len(self.span)).reshape(-1)
+
+    def tail(self, count: int) -> Spans:
+        """The last ``count`` places, for every sample."""
+        return RepeatedSpan(self.span[max(len(self.span) - count, 0) :], self.samples)
 
 
 def offsets_of(count: Bool[Tensor, " n"] | Int[Tensor, " n"]) -> Int[Tensor, " n_plus_one"]:

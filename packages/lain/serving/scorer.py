@@ -14,9 +14,11 @@ from torch import Tensor
 
 from common.errors import DataError
 from lain.backbones import Memory
+from lain.model import CTRModel
 from lain.ops.products import FEWEST_ROWS
 from lain.ops.spans import Spans
-from lain.serving.catalog import Ids, open_catalog
+from lain.serving.catalog import Catalog, Ids, open_catalog
+from lain.training.config import TrainConfig
 from lain.training.run import load_model, model_features
 
 
@@ -64,9 +66,26 @@ class Scorer:
 
     def __init__(self, run: Path | str, *, data: Path | str | None = None) -> None:
         run = Path(run)
-        self.config, self.model, _ = load_model(run)
-        self.model.requires_grad_(False)
-        self.catalog = open_catalog(run, model_features(run), None if data is None else Path(data))
+        config, model, _ = load_model(run)
+        catalog = open_catalog(run, model_features(run), None if data is None else Path(data))
+        self._set(config, model, catalog)
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: CTRModel, catalog: Catalog) -> Scorer:
+        """A scorer of a model in memory.
+
+        Args:
+            config: What it was built from.
+            model: The model; from now on its weights take no gradient.
+            catalog: What turns requests into its numbers.
+        """
+        scorer = cls.__new__(cls)
+        scorer._set(config, model, catalog)
+        return scorer
+
+    def _set(self, config: TrainConfig, model: CTRModel, catalog: Catalog) -> None:
+        self.config, self.catalog = config, catalog
+        self.model = model.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def encode(
