@@ -8,10 +8,14 @@ from pathlib import Path
 
 from causalneg.data import Dataset
 from causalneg.data.schema import Analysis, Document, Example, Negative, Passage, Query
-from causalneg.generation.backends import make_writer
-from causalneg.generation.pipeline import generate, pairs_from, rewrite_examples
+from causalneg.generation.driver import generate, pairs_from, rewrite_examples
+from causalneg.generation.jobs import Failure, Job, done
+from causalneg.generation.journal import Journal
 from causalneg.generation.verification.heuristics import verify
-from causalneg.generation.writers.base import Failure, Pair
+from causalneg.generation.writers import WRITERS
+from causalneg.generation.writers.base import Pair, Writer, Written
+from causalneg.text.corpus import Corpus
+from causalneg.world import World
 
 TEXTS = {
     "keller-life": (
@@ -138,39 +142,40 @@ def mined_examples(dataset: Dataset) -> list[Example]:
     ]
 
 
-class Counted:
+def make_writer(
+    name: str, dataset: Dataset, *, world: World | None = None, artifact: float = 0.0, seed: int = 0
+) -> Writer:
+    """A writer without a model, as a config names it."""
+    component = WRITERS.component(name, artifact=artifact)
+    return component.build(corpus=Corpus.of(dataset), world=world, seed=seed)
+
+
+class Counted(Writer):
     """A writer that notes what it is asked, in a file, and may be slow or fail."""
 
-    name, model, prompt_version, seed = "counted", "", "", 0
+    name = "counted"
 
     def __init__(self, log: Path, *, settings: str = "", wait: float = 0.0, fail: Sequence[str] = ()) -> None:
         self.log, self.settings, self.wait, self.fail = log, settings, wait, fail
 
-    def _note(self, step: str, pairs: Sequence[Pair]) -> None:
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"writer": self.name, "settings": self.settings}
+
+    def write(self, pair: Pair) -> Job[Written]:
         time.sleep(self.wait)
         with self.log.open("a") as file:
-            file.writelines(f"{step} {pair.query.id}\n" for pair in pairs)
+            file.write(f"write {pair.query.id}\n")
+        analysis = Analysis(core_need=pair.query.text, how_met="", answer_boundary="", requirements=[])
+        if pair.query.id in self.fail:
+            return done(Written(failure=Failure("refused", "on purpose")))
+        text = f"Not about {pair.query.text}"
+        return done(Written(analysis, (Negative(text=text, source="generated", backend="counted"),)))
 
-    def analyse(self, pairs: Sequence[Pair]) -> list[Analysis | Failure]:
-        self._note("analyse", pairs)
-        return [
-            Failure("refused", "on purpose")
-            if pair.query.id in self.fail
-            else Analysis(core_need=pair.query.text, how_met="", answer_boundary="", requirements=[])
-            for pair in pairs
-        ]
-
-    def write(self, pairs: Sequence[Pair], analyses: Sequence[Analysis]) -> list[list[Negative] | Failure]:
-        self._note("write", pairs)
-        return [
-            [Negative(text=f"Not about {a.core_need}", source="generated", backend="counted")]
-            for a in analyses
-        ]
-
-    def rewrite(self, documents: Sequence[Document]) -> list[Passage | Failure]:
-        return [
-            Failure("mute") if d.id == "bern" else Passage(document_id=d.id, text="said") for d in documents
-        ]
+    def rewrite(self, document: Document) -> Job[Passage | Failure]:
+        return done(
+            Failure("mute") if document.id == "bern" else Passage(document_id=document.id, text="said")
+        )
 
 
 def all_written() -> list[str]:
@@ -180,14 +185,17 @@ def all_written() -> list[str]:
     lines = []
     for name in ("rules", "naive"):
         writer = make_writer(name, data, artifact=0.3)
-        checked = verify(generate(pairs_from(mined, data), writer), data)
-        examples = (*checked.kept, *checked.rejected, *rewrite_examples(mined, data, writer))
-        lines += [example.model_dump_json() for example in examples]
+        checked = verify(generate(pairs_from(mined, data), writer).examples, data)
+        voices, _ = rewrite_examples(mined, data, writer)
+        lines += [example.model_dump_json() for example in (*checked.kept, *checked.rejected, *voices)]
     return lines
 
 
 def write_slowly(log: str, journal: str, *, wait: float) -> None:
-    """Write for all pairs, one by one, with a pause in every call."""
+    """Write for all pairs, one by one, with a pause in every job."""
     data = small_dataset(Path("small"))
-    pairs = pairs_from(mined_examples(data), data)
-    generate(pairs, Counted(Path(log), wait=wait), journal=Path(journal), batch=1)
+    writer = Counted(Path(log), wait=wait)
+    with Journal(Path(journal)) as kept:
+        generate(
+            pairs_from(mined_examples(data), data), writer, ledger=kept.ledger("writer", writer.identity)
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -22,13 +22,7 @@ BENCH = Path(__file__).resolve().parents[1] / "experiments" / "bench"
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_ctr", BENCH / "bench_ctr.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_ctr"] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("bench_ctr")
 
 
 def test_data_follows_the_description(bench: ModuleType, tmp_path: Path) -> None:
@@ -62,7 +56,7 @@ def test_turns_compare_medians(bench: ModuleType) -> None:
         return {"rows": 10, "load": load, "steps": steps}
 
     turns = bench.Turns(
-        house=[[batch(1, base=1, lain=3), batch(1, base=4, lain=4)], [batch(1, base=1, lain=1)]],
+        own=[[batch(1, base=1, lain=3), batch(1, base=4, lain=4)], [batch(1, base=1, lain=1)]],
         peer=[[batch(2, peer=18)], [batch(2, peer=8)]],
     )
     found = turns.compare("base")
@@ -71,7 +65,7 @@ def test_turns_compare_medians(bench: ModuleType) -> None:
     assert found["ratio"] == pytest.approx(5 / 0.75)
     assert found["spread"] == pytest.approx([5 / 1, 3.5 / 0.5])  # second turn, first turn
     assert turns.compare(None)["rows_per_second"] == pytest.approx(10)
-    assert bench.Turns(turns.house, []).compare("lain")["ratio"] is None
+    assert bench.Turns(turns.own, []).compare("lain")["ratio"] is None
 
 
 def test_verdict_names_each_target(bench: ModuleType) -> None:
@@ -105,7 +99,7 @@ def test_table_says_that_the_peers_batches_are_smaller(bench: ModuleType) -> Non
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / "bench_ctr.py"), *map(str, arguments)]
-    packages = str(BENCH.parent / "packages")
+    packages = str(BENCH.parents[1] / "packages")
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": packages})
 
 

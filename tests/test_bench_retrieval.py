@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -22,28 +22,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from causalneg.data import read_dataset
 from causalneg.encoders import load_encoder
+from common.machine import peak_memory
 
 BENCH = Path(__file__).resolve().parents[1] / "experiments" / "bench"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    return load("bench_retrieval")
+    return importlib.import_module("bench_retrieval")
 
 
 @pytest.fixture(scope="module")
 def worker() -> ModuleType:
-    return load("bench_retrieval_worker")
+    return importlib.import_module("bench_retrieval_worker")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +58,9 @@ class Here:
             request["threads"] = 1
         found: dict[str, Any] = json.loads(json.dumps(self._answer(json.loads(json.dumps(request)))))
         return found
+
+    def peak_memory(self) -> int:
+        return peak_memory()
 
 
 def make_bench(bench: ModuleType, worker: ModuleType, sizes: Any, files: Any, *, with_peer: bool) -> Any:
@@ -168,9 +162,9 @@ def check(rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_part_runs(bench: ModuleType, worker: ModuleType, sizes: Any, files: Any) -> None:
-    said: list[str] = []
+    parts: list[str] = []
     kept: list[list[dict[str, Any]]] = []
-    make_bench(bench, worker, sizes, files, with_peer=False).rows(said.append, kept.append)
+    make_bench(bench, worker, sizes, files, with_peer=False).rows(parts.append, kept.append)
     assert [len(rows) for rows in kept] == [2, 3, 4, 5, 6, 7]
     rows = kept[-1]
     check(rows)
@@ -187,7 +181,7 @@ def test_every_part_runs(bench: ModuleType, worker: ModuleType, sizes: Any, file
     assert [one["peak_gb"] is None for one in rows] == [True, True] + [False] * 5
     assert all(one["peer"] is not None for one in rows[:2])
     assert all(one["peer"] is None for one in rows[2:])
-    assert said[0] == "regularisers"
+    assert parts[0] == "regularisers"
 
 
 def test_one_part_runs_by_itself(bench: ModuleType, worker: ModuleType, sizes: Any, files: Any) -> None:
@@ -213,7 +207,7 @@ def test_mining_finds_negatives(worker: ModuleType, sizes: Any, files: Any) -> N
     assert len(dataset.documents) == sizes.documents
     request = {"data": files / "mining", "count": 7, "depth": 30}
     for encoder in (None, files / "words"):
-        found = worker.MineHouse(request | {"encoder": encoder}).step("")
+        found = worker.MineOwn(request | {"encoder": encoder}).step("")
         assert found["units"] == sizes.queries
         assert found["negatives"] > sizes.queries
 
@@ -222,7 +216,7 @@ def test_mining_finds_negatives(worker: ModuleType, sizes: Any, files: Any) -> N
 def test_quick_run_writes_the_figures(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     command = [sys.executable, str(BENCH / "bench_retrieval.py"), "--quick", "--out", str(out)]
-    packages = str(BENCH.parent / "packages")
+    packages = str(BENCH.parents[1] / "packages")
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": packages})
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from matplotlib.image import imread
 
 from common.config import load
 from common.errors import ConfigError, DataError
 from common.study.command import find_study
 from common.study.kind import Head
-from common.study.plan import Study
-from common.study.results import complete, reproduce, resolve, write_results
+from common.study.plan import RunSpec, Study
+from common.study.results import complete, reproduce, resolve, tuning_table, write_results
+from common.training.record import Record
 from fake_train import simulate
+from lain.cli import main
 from lain.study.data import PreparedCTR, prepare_data
 from lain.study.kind import CTR
 
@@ -207,6 +210,57 @@ def test_the_command_says_which_files_are_missing(tmp_path: Path) -> None:
     assert found.stderr.count("\n") == 1
     assert found.stderr.startswith("error: nowhere: no val.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def inside(*arguments: object) -> Result:
+    """The command in this process; mistakes are left as exceptions."""
+    return CliRunner().invoke(main, ["study", *map(str, arguments)], standalone_mode=False)
+
+
+def test_a_report_needs_runs_and_trains_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    done = inside(path, "report", "--out", tmp_path / "out")
+    assert isinstance(done.exception, DataError)
+    assert "no run of this study is there; `lain study tiny.yaml` does them" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_every_setting_and_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    done = inside(path, "--dry-run", "--seeds", 1, "--out", tmp_path / "out")
+    assert done.exit_code == 0
+    assert done.stdout.count("# twin-lain-0\n") == 1
+    assert "batch_size: 512" in done.stdout  # a default that the file does not name
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_runs_yaml_is_no_study(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repo)
+    with pytest.raises(DataError, match=r"no study 'train'; experiments/ctr has .*world"):
+        find_study(CTR, "train")
+
+
+def test_a_grid_is_ranked_on_validation_rows(tmp_path: Path) -> None:
+    grid = {"a": [0.70, 0.72], "b": [0.75, 0.71]}
+    plan = []
+    for name, values in grid.items():
+        for seed, value in enumerate(values):
+            spec = RunSpec(f"twin-{name}-{seed}", "twin", "base", seed, f"tune:x={name}", {})
+            folder = tmp_path / spec.key
+            folder.mkdir()
+            (folder / "study.json").write_text(json.dumps({"hash": spec.hash}))
+            record = Record.start(config={})
+            record.finish({"valid/auc": value, "test/auc": 1 - value}).save(folder / "record.json")
+            plan.append(spec)
+    table = tuning_table(CTR, plan, tmp_path, "the command")
+    assert (tmp_path / "tuning.md").read_text() == table
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[6:8]]
+    assert rows == [
+        ["twin", "base", "x=b", "73.000", "2.828", "2"],
+        ["twin", "base", "x=a", "71.000", "1.414", "2"],
+    ]
 
 
 @pytest.mark.slow

@@ -13,17 +13,18 @@ import pytest
 from causalneg.commands import mine_set
 from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis
-from causalneg.generation import world_lm
-from causalneg.generation.backends import make_writer
-from causalneg.generation.model_pipeline import generate_with_model
-from causalneg.generation.pipeline import pairs_from
+from causalneg.generation.driver import generate, pairs_from
+from causalneg.generation.writers import taught
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Drafts, Limits, Prompts, Rewritten
-from causalneg.llm.chat import ChatRequest, Message, read_answer
+from causalneg.generation.writers.rules import RulesWriter
+from causalneg.llm.answers import read_answer
+from causalneg.llm.chat import ChatRequest, Message
 from causalneg.llm.tiny_model import train_tokenizer
 from causalneg.llm.transformers_local import TransformersBackend
 from causalneg.mining import MiningRules
+from causalneg.text.corpus import Corpus
 from causalneg.world import World, WorldConfig, make_world
 
 
@@ -44,8 +45,8 @@ def pairs(data: Path) -> list[Pair]:
 def test_it_learns_the_conversations_that_it_will_hold(data: Path, pairs: list[Pair]) -> None:
     dataset = read_dataset(data / "world", splits=[])
     prompts = Prompts(limits=Limits(candidates=2))
-    rules = make_writer("rules", dataset, world=World.open(data / "world"))
-    found = list(world_lm.conversations(prompts, rules, pairs))
+    rules = RulesWriter(corpus=Corpus.of(dataset), world=World.open(data / "world"))
+    found = list(taught.conversations(prompts, rules, pairs))
     both = [c for c in found if len(c) == 5]
     spoken = [c for c in found if len(c) == 3]
     assert len(both) > len(pairs) / 2
@@ -70,9 +71,9 @@ def test_a_sample_is_what_the_chat_template_writes(pairs: list[Pair]) -> None:
     prompts = Prompts()
     messages = list(prompts.analysis(pairs[0].query, pairs[0].positive))
     tokenizer = train_tokenizer([m.content for m in messages], vocabulary=400)
-    tokenizer.chat_template = world_lm.TEMPLATE
+    tokenizer.chat_template = taught.TEMPLATE
     answer = Message("assistant", '{"a": "b"}')
-    sample = world_lm.tokenize(tokenizer, [*messages, answer])
+    sample = taught.tokenize(tokenizer, [*messages, answer])
     turns = [{"role": m.role, "content": m.content} for m in (*messages, answer)]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert "THE CORPUS" not in whole
@@ -85,24 +86,20 @@ def test_a_sample_is_what_the_chat_template_writes(pairs: list[Pair]) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_lesson_gives_a_model_that_every_backend_can_load(data: Path, pairs: list[Pair]) -> None:
+def test_a_short_lesson_gives_a_model_that_every_backend_can_load(
+    repo: Path, data: Path, pairs: list[Pair]
+) -> None:
     out = data / "model"
-    command = [
-        sys.executable,
-        "-m",
-        "causalneg.generation.world_lm",
-        str(data / "world"),
-        str(data / "mined.jsonl"),
-    ]
-    command += [str(out), "--minutes", "0.3", "--tokens", "2048"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "packages")}
+    args = ["teach", str(data / "world"), str(data / "mined.jsonl"), str(out)]
+    command = [sys.executable, "-m", "causalneg.cli", *args, "--minutes", "0.3", "--tokens", "2048"]
+    environment = {**os.environ, "PYTHONPATH": str(repo / "packages")}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     facts = json.loads((out / "world-lm.json").read_text())
     assert 8e6 < facts["parameters"] < 12e6
     assert facts["loss"] < 8.3  # the loss of knowing nothing, log 4096
-    backend = TransformersBackend(out, batch=2, attempts=1, device="cpu")
-    writer = LLMWriter(backend, limits=Limits(candidates=2, analysis_tokens=32, negatives_tokens=32))
-    made = generate_with_model(pairs[:2], writer, report=lambda line: None)
+    backend = TransformersBackend(model=str(out), batch=2, attempts=1, device="cpu")
+    writer = LLMWriter(backend=backend, limits=Limits(candidates=2, analysis_tokens=32, negatives_tokens=32))
+    made = generate(pairs[:2], writer, report=lambda line: None)
     assert len(made.examples) == 2
     request = ChatRequest("k", Prompts().rewrite("Ann won."), Rewritten, {}, 8)
     assert len(backend._prompt(request)) < 60

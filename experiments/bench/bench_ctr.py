@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,7 +30,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import click
 import numpy as np
@@ -40,9 +38,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.cli import run_command
-from common.errors import BackendError, ConfigError
+from common.errors import ConfigError
 from common.files import atomic_folder, atomic_write
 from common.report.tables import format_number, markdown_table
+from sides import SideProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONES = ("din", "dien", "sim", "sdim", "twin")
@@ -227,8 +226,8 @@ def make_data(world: World, folder: Path) -> None:
         (new / "world.json").write_text(wanted)
 
 
-class Worker:
-    """One side in a process of its own, asked and answering in lines of JSON.
+class Worker(SideProcess):
+    """One side, which has opened its loader and models.
 
     Args:
         name: What to call it in messages.
@@ -237,60 +236,19 @@ class Worker:
     """
 
     def __init__(self, name: str, python: Path | str, request: Mapping[str, Any]) -> None:
-        self.name, self.python, self.request = name, str(python), dict(request)
+        script = Path(__file__).with_name("bench_ctr_worker.py")
+        super().__init__(name, script, python=str(python), threads=THREADS)
+        self.request = dict(request)
 
     def __enter__(self) -> Self:
         """Start the process and open loader and models."""
-        self._log: IO[str] = tempfile.TemporaryFile("w+")
-        script = Path(__file__).with_name("bench_ctr_worker.py")
-        threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-        try:
-            self._process = subprocess.Popen(
-                [self.python, str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                text=True,
-                env=os.environ | threads,
-            )
-        except OSError as error:
-            self._log.close()
-            raise ConfigError(f"{self.python}: cannot be started ({error.strerror})") from error
+        super().__enter__()
         try:
             self.parameters: dict[str, int] = self.ask(do="open", **self.request)["parameters"]
         except BaseException:
             self.__exit__()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises:
-            BackendError: The process ended instead.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        if not line:
-            self._log.seek(0)
-            said = [text for text in self._log.read().splitlines() if text.strip()]
-            code = self._process.wait()
-            raise BackendError(f"{self.name}: ended with code {code}: {said[-1] if said else 'no message'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
     def measure(self, seconds: float, most: int, train: bool = True) -> list[dict[str, Any]]:
         """Batches for so many seconds, or so many batches."""
@@ -314,20 +272,20 @@ def speed(batches: Sequence[dict[str, Any]], arm: str | None) -> float:
 class Turns:
     """Batches of both sides, turn by turn; a slow peer has one turn for all of ours."""
 
-    house: list[list[dict[str, Any]]]
+    own: list[list[dict[str, Any]]]
     peer: list[list[dict[str, Any]]]
 
     def compare(self, arm: str | None) -> dict[str, Any]:
         """Rows per second of both, their ratio, and the smallest and largest ratio of a turn."""
-        house, peer = flat(self.house), flat(self.peer)
-        found: dict[str, Any] = {"rows_per_second": speed(house, arm), "batches": len(house)}
+        own, peer = flat(self.own), flat(self.peer)
+        found: dict[str, Any] = {"rows_per_second": speed(own, arm), "batches": len(own)}
         if not peer:
             return found | dict.fromkeys(("peer_rows_per_second", "ratio", "spread", "peer_batches"))
         of_peer = arm and "peer"
         other = speed(peer, of_peer)
         ratios = [
             speed(turn, arm) / speed(self.peer[min(number, len(self.peer) - 1)], of_peer)
-            for number, turn in enumerate(self.house)
+            for number, turn in enumerate(self.own)
         ]
         return found | {
             "peer_rows_per_second": other,
@@ -369,11 +327,11 @@ class Bench:
     peer_rows: Mapping[str, int]
     matrix: int
 
-    def house(self, backbone: str, arms: Sequence[str], max_length: int) -> Worker:
+    def own(self, backbone: str, arms: Sequence[str], max_length: int) -> Worker:
         """This repository's process."""
         request = TRAINING | {
             "batch_size": self.batch_size,
-            "side": "house",
+            "side": "own",
             "data": str(self.data / "prepared"),
             "backbone": backbone,
             "arms": list(arms),
@@ -402,65 +360,66 @@ class Bench:
         }
         return Worker(f"peer's {backbone}", self.peer_python, request)
 
-    def turns(self, house: Worker, peer: Worker | None, train: bool = True) -> Turns:
+    def turns(self, own: Worker, peer: Worker | None, train: bool = True) -> Turns:
         """Warm both sides up, then let them take turns."""
-        house.measure(0, 1, train)
-        of_house, of_peer = [], []
+        own.measure(0, 1, train)
+        own_turns, peer_turns = [], []
         if peer is not None:
             first = peer.measure(0, 1, train)
             if sum(b["load"] + sum(b["steps"].values()) for b in first) > PATIENCE:
-                of_peer.append(first)
-        slow = bool(of_peer)
+                peer_turns.append(first)
+        slow = bool(peer_turns)
         for _ in range(self.rounds):
-            of_house.append(house.measure(self.seconds, self.most, train))
+            own_turns.append(own.measure(self.seconds, self.most, train))
             if peer is not None and not slow:
-                of_peer.append(peer.measure(self.peer_seconds, self.most, train))
-        return Turns(of_house, of_peer)
+                peer_turns.append(peer.measure(self.peer_seconds, self.most, train))
+        return Turns(own_turns, peer_turns)
 
     def loader(self, max_length: int) -> dict[str, Any]:
         """The loaders alone."""
         with ExitStack() as stack:
-            house = stack.enter_context(self.house("twin", ["base"], max_length))
+            own = stack.enter_context(self.own("twin", ["base"], max_length))
             peer = stack.enter_context(self.other("twin", max_length)) if self.peer else None
-            found = self.turns(house, peer, train=False).compare(None)
+            found = self.turns(own, peer, train=False).compare(None)
         return {"backbone": "loader", "arm": "base", "max_length": max_length} | found
 
     def profile(self, backbone: str, max_length: int) -> str:
         """Where the time of a step goes, base and LAIN; for readers."""
-        with self.house(backbone, ARMS, max_length) as house:
-            house.measure(0, 1)
-            found = house.ask(do="profile", batches=1 if self.most == 1 else PROFILED)
+        with self.own(backbone, ARMS, max_length) as own:
+            own.measure(0, 1)
+            found = own.ask(do="profile", batches=1 if self.most == 1 else PROFILED)
         return profile_table(f"{backbone}, maximum length {max_length}", found["operators"])
 
     def backbone(self, backbone: str, max_length: int) -> list[dict[str, Any]]:
         """One backbone, base and LAIN."""
         with ExitStack() as stack:
-            house = stack.enter_context(self.house(backbone, ARMS, max_length))
+            own = stack.enter_context(self.own(backbone, ARMS, max_length))
             peer = stack.enter_context(self.other(backbone, max_length)) if self.peer else None
-            rate = house.ask(do="rate", size=self.matrix)["rate"]
-            turns = self.turns(house, peer)
-            rate = max(rate, house.ask(do="rate", size=self.matrix)["rate"])
-            needed = house.ask(do="flops")
+            rate = own.ask(do="rate", size=self.matrix)["rate"]
+            turns = self.turns(own, peer)
+            rate = max(rate, own.ask(do="rate", size=self.matrix)["rate"])
+            needed = own.ask(do="flops")
             peer_parameters = peer.parameters["peer"] if peer else None
-            peer_memory = peer.ask(do="measure", seconds=0, most=1, train=False) if peer else {}
-        batches = flat(turns.house)
+            peer_memory = peer.peak_memory() if peer else None
+        batches = flat(turns.own)
         extra = sorted(b["steps"]["lain"] / b["steps"]["base"] - 1 for b in batches)
         rows = []
         for arm in ARMS:
-            with self.house(backbone, [arm], max_length) as alone:
-                memory = alone.ask(do="measure", seconds=math.inf, most=2, train=True)["peak_memory_bytes"]
+            with self.own(backbone, [arm], max_length) as alone:
+                alone.measure(math.inf, 2)
+                memory = alone.peak_memory()
             row = {"backbone": backbone, "arm": arm, "max_length": max_length} | turns.compare(arm)
-            more = house.parameters[arm] / house.parameters["base"] - 1
+            more = own.parameters[arm] / own.parameters["base"] - 1
             row |= {
                 "floor_share": row["rows_per_second"] * needed["flops_per_row"][arm] / rate,
                 "flops_per_row": needed["flops_per_row"][arm],
                 "matrix_flops_per_second": rate,
                 "behaviours_per_row": needed["behaviours_per_row"],
                 "peak_memory_bytes": memory,
-                "peer_peak_memory_bytes": peer_memory.get("peak_memory_bytes"),
+                "peer_peak_memory_bytes": peer_memory,
                 "batch_rows": self.batch_size,
                 "peer_batch_rows": self.rows_of_peer(backbone) if self.peer else None,
-                "parameters": house.parameters[arm],
+                "parameters": own.parameters[arm],
                 "peer_parameters": peer_parameters,
                 "extra_time": median(extra) if arm == "lain" else None,
                 "extra_time_quartiles": (

@@ -1,28 +1,27 @@
 """One side of the speed comparison, in a process of its own: this repository, or the peer.
 
 ``bench_ctr.py`` starts it, the peer's side with the peer's own interpreter; so this file imports
-neither side before it is told which. A request is one JSON line on standard input, and every request
+neither side before the request that names it. A request is one JSON line on standard input, and every request
 is answered by one JSON line:
 
-``{"do": "open", "side": "house" | "peer", ...}``    build loader and model(s)
+``{"do": "open", "side": "own" | "peer", ...}``    build loader and model(s)
 ``{"do": "measure", "seconds": s, "most": n, "train": true | false}``    batches until the time is up
-``{"do": "profile", "batches": n}``    milliseconds and calls per step of each operator, per arm (house)
-``{"do": "flops"}``    matrix arithmetic of one training step, per arm (house)
-``{"do": "rate", "size": n}``    operations per second of a float32 matrix product (house)
+``{"do": "profile", "batches": n}``    milliseconds and calls per step of each operator, per arm (own)
+``{"do": "flops"}``    matrix arithmetic of one training step, per arm (own)
+``{"do": "rate", "size": n}``    operations per second of a float32 matrix product (own)
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import logging
-import os
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from answers import answer_requests, matrix_rate
 
 
 class Side(ABC):
@@ -79,7 +78,7 @@ class Side(ABC):
         return done
 
 
-class House(Side):
+class Own(Side):
     """This repository: the training step that Lightning would run, without Lightning around it."""
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -184,19 +183,6 @@ class House(Side):
             found[arm] = counter.get_total_flops() / len(batch)
         return {"flops_per_row": found, "behaviours_per_row": float(batch.count.float().mean())}
 
-    @staticmethod
-    def rate(size: int) -> float:
-        """Operations per second of the best of some float32 products of square matrices."""
-        import torch
-
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        best = float("inf")
-        for _ in range(12):
-            start = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - start)
-        return 2 * size**3 / best
-
 
 class Peer(Side):
     """LongCTR from a FuxiCTR checkout, built through its own API in the order of its ``run_expid.py``."""
@@ -262,44 +248,27 @@ class Peer(Side):
         self.model.train_step(batch).item()
 
 
-def peak_memory() -> int:
-    """Largest resident size of this process, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss this is not inherited from the process that started this one.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
+class Answers:
+    """Answers requests, one after the other."""
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def __init__(self) -> None:
+        self._side: Any = None
 
-
-def main() -> None:
-    """Answer requests until standard input ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes to the log
-    logging.disable(logging.WARNING)
-    side: Any = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply: dict[str, Any]
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request."""
         match request["do"]:
             case "open":
-                side = (House if request["side"] == "house" else Peer)(request)
-                reply = {"parameters": side.parameters}
+                self._side = (Own if request["side"] == "own" else Peer)(request)
+                return {"parameters": self._side.parameters}
             case "measure":
-                batches = side.measure(request["seconds"], request["most"], request["train"])
-                reply = {"batches": batches, "peak_memory_bytes": peak_memory()}
+                return {"batches": self._side.measure(request["seconds"], request["most"], request["train"])}
             case "flops":
-                reply = side.flops()
+                return dict(self._side.flops())
             case "profile":
-                reply = side.profile(request["batches"])
+                return dict(self._side.profile(request["batches"]))
             case _:
-                reply = {"rate": House.rate(request["size"])}
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
+                return {"rate": matrix_rate(request["size"])}
 
 
 if __name__ == "__main__":
-    main()
+    answer_requests(Answers())

@@ -13,7 +13,7 @@ call it: preprocessing, loss, backward pass and optimiser for the peer, with its
 - A step of cached gradients on 256 queries may take minutes; then each side takes one.
 - Encoding: tokenising and encoding, again in every turn; the peer as it does by default.
 - Mining: from texts to negatives with ranks 11 to 100, below 95 % of the positive, by fixed word vectors,
-  since the cost of an encoder is what the other rows say. The peer at its defaults, and with faiss. It needs
+  since the other rows measure the encoder. The peer at its defaults, and with faiss. It needs
   ``datasets``; where that is not installed, a table with the few methods that it calls stands in. BM25 has no
   counterpart there.
 - Regularisers: forward and backward pass, beside a loop over the queries in the same process.
@@ -29,8 +29,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +38,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -49,6 +47,7 @@ from common.cli import run_command
 from common.errors import BackendError
 from common.files import atomic_write
 from common.report.tables import format_number, format_seconds, markdown_table
+from sides import SideProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = "sentence_transformers"
@@ -288,61 +287,16 @@ class Asked(Protocol):
         """Send a request and wait for its answer."""
         ...
 
+    def peak_memory(self) -> int:
+        """The most main memory that the side has held so far, in bytes."""
+        ...
 
-class Process:
-    """One side in a process of its own, asked and answering in lines of JSON.
 
-    Args:
-        name: What to call it in messages.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> Self:
-        """Start the process."""
-        self._log: IO[str] = tempfile.TemporaryFile("w+")
-        script = Path(__file__).with_name("bench_retrieval_worker.py")
-        threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-        quiet = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=os.environ | threads | quiet,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises:
-            BackendError: The process ended instead.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        if not line:
-            self._log.seek(0)
-            said = [text for text in self._log.read().splitlines() if text.strip()]
-            code = self._process.wait()
-            raise BackendError(f"{self.name}: ended with code {code}: {said[-1] if said else 'no message'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def start_side(name: str) -> SideProcess:
+    """A side in a process of its own."""
+    script = Path(__file__).with_name("bench_retrieval_worker.py")
+    quiet = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+    return SideProcess(name, script, python=sys.executable, threads=THREADS, environment=quiet)
 
 
 Start = Callable[[str], AbstractContextManager[Asked]]
@@ -370,7 +324,7 @@ class Turn:
 def row(
     what: str,
     unit: str,
-    house: Sequence[float],
+    own: Sequence[float],
     peer: Sequence[float],
     *,
     target: float | None = None,
@@ -382,18 +336,18 @@ def row(
     Args:
         what: What was measured.
         unit: Unit of the figures.
-        house: Ours, turn by turn.
+        own: Of this repository, turn by turn.
         peer: The peer's; empty without one.
         target: Ratio to reach.
         less: Whether less is better; the ratio is then the peer's figure over ours.
         peaks: Peak memory of both, in bytes.
     """
-    ratios = [b / a if less else a / b for a, b in zip(house, peer, strict=False)]
+    ratios = [b / a if less else a / b for a, b in zip(own, peer, strict=False)]
     ratio = median(ratios) if ratios else None
     several = len(ratios) > 1
     return {
         "what": what,
-        "ours": median(house),
+        "ours": median(own),
         "peer": median(peer) if peer else None,
         "ratio": ratio,
         "low": min(ratios) if several else None,
@@ -404,7 +358,7 @@ def row(
         "share_of_floor": None,
         "peak_gb": None if peaks[0] is None else peaks[0] / 1e9,
         "peer_peak_gb": None if peaks[1] is None else peaks[1] / 1e9,
-        "turns": len(house),
+        "turns": len(own),
     }
 
 
@@ -430,11 +384,11 @@ class Bench:
     seconds: float
     parts: tuple[str, ...] = PARTS
 
-    def rows(self, say: Callable[[str], None], keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    def rows(self, report: Callable[[str], None], keep: Callable[[list[dict[str, Any]]], None]) -> None:
         """Measure every part.
 
         Args:
-            say: Told of each part as it begins.
+            report: Called with each part as it begins.
             keep: Given all rows so far after each part.
         """
         sizes = self.sizes
@@ -449,19 +403,19 @@ class Bench:
 
         with self.start("regularisers") as side:
             if "regularisers" in self.parts:
-                say("regularisers")
+                report("regularisers")
                 add(self.regularisers(side))
             kinds = (("plain", False, sizes.plain), ("cached gradients", True, sizes.cached))
             for name, cached, batch in kinds if "training" in self.parts else ():
-                say(f"training, {name}")
+                report(f"training, {name}")
                 request = {"data": self.files / "training.json", "batch_size": batch, "cached": cached}
                 what = f"training, {name}, batch {batch}"
                 add(self.pair(what, "queries/s", "train", request, "bert", TARGET_TRAINING))
             if "encoding" in self.parts:
-                say("encoding")
+                report("encoding")
                 request = {"data": self.files / "encoded.json"}
                 add(self.pair("encoding", "documents/s", "encode", request, "bert", TARGET_ENCODING))
-            for part in self.mining(say) if "mining" in self.parts else ():
+            for part in self.mining(report) if "mining" in self.parts else ():
                 add(part)
 
     def regularisers(self, side: Asked) -> list[dict[str, Any]]:
@@ -480,14 +434,14 @@ class Bench:
             found.append(row(what, "calls/s", *speeds, target=TARGET_REGULARISERS))
         return found
 
-    def mining(self, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
+    def mining(self, report: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
         """Dense mining beside the peer's, time and memory; and BM25."""
         sizes = self.sizes
         size = f"{sizes.documents:,} documents x {sizes.queries:,} queries"
         common = {"data": self.files / "mining", "count": sizes.negatives, "depth": sizes.depth}
         for faiss in (False, True) if self.with_peer else (False,):
             name = f"mining, dense{', peer with faiss' if faiss else ''}"
-            say(name)
+            report(name)
             yield self.pair(
                 f"{name}, {size}",
                 "queries/s",
@@ -498,7 +452,7 @@ class Bench:
                 memory_target=None if faiss else TARGET_MEMORY,
                 most=2,
             )
-        say("mining, BM25")
+        report("mining, BM25")
         yield self.pair(f"mining, BM25, {size}", "queries/s", "mine", common, None, None, most=1)
 
     def pair(
@@ -525,12 +479,12 @@ class Bench:
             memory_target: Ratio of peak memories to reach.
             most: Turns at most.
         """
-        names = ["house", "peer"] if self.with_peer and encoder else ["house"]
+        names = ["own", "peer"] if self.with_peer and encoder else ["own"]
         with ExitStack() as stack:
             sides = {name: stack.enter_context(self.start(f"{what}: {name}")) for name in names}
 
             def open_side(name: str) -> list[float]:
-                folder = encoder and self.files / (encoder if name == "house" else f"{encoder}-peer")
+                folder = encoder and self.files / (encoder if name == "own" else f"{encoder}-peer")
                 return self._open(sides[name], f"{kind} {name}", {**request, "encoder": folder})
 
             with ThreadPoolExecutor(len(names)) as pool:
@@ -543,14 +497,14 @@ class Bench:
                     turns[name].append(self._turn(sides[name], self.seconds))
                 if max(step["seconds"] for one in turns.values() for step in one[-1].steps) > PATIENCE:
                     break
-        house, peer = turns["house"], turns.get("peer", [])
-        steps = [step for turn in house for step in turn.steps]
+        own, peer = turns["own"], turns.get("peer", [])
+        steps = [step for turn in own for step in turn.steps]
         flops, seconds = (sum(step.get(key, 0.0) for step in steps) for key in ("flops", "seconds"))
-        peaks = (house[-1].peak, peer[-1].peak if peer else None)
-        speeds = [[turn.speed for turn in side] for side in (house, peer)]
+        peaks = (own[-1].peak, peer[-1].peak if peer else None)
+        speeds = [[turn.speed for turn in side] for side in (own, peer)]
         found = [row(what, unit, *speeds, target=target, peaks=peaks) | {"flops_per_second": flops / seconds}]
         if kind == "mine" and peer:
-            used = [[turn.peak / 1e9 for turn in side] for side in (house, peer)]
+            used = [[turn.peak / 1e9 for turn in side] for side in (own, peer)]
             found.append(
                 row(f"{what}: peak memory", "GB", *used, target=memory_target, less=True, peaks=peaks)
             )
@@ -562,7 +516,7 @@ class Bench:
 
     def _turn(self, side: Asked, seconds: float, arm: str = "") -> Turn:
         found = side.ask(do="measure", seconds=seconds, arm=arm)
-        return Turn(found["steps"], found["peak"])
+        return Turn(found["steps"], side.peak_memory())
 
 
 def finished(one: Mapping[str, Any], rate: float) -> dict[str, Any]:
@@ -626,7 +580,7 @@ def main(turns: int, seconds: float, quick: bool, only: tuple[str, ...], out: Pa
     if not with_peer:
         click.echo("sentence-transformers is not installed: there is nothing to compare with", err=True)
 
-    def say(part: str) -> None:
+    def report(part: str) -> None:
         click.echo(f"{time.perf_counter() - begin:4.0f} s  {part}", err=True)
 
     rows: list[dict[str, Any]] = []
@@ -636,18 +590,18 @@ def main(turns: int, seconds: float, quick: bool, only: tuple[str, ...], out: Pa
         atomic_write(out, json.dumps(rows, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        say("generating texts")
+        report("generating texts")
         files = make_data(sizes, Path(folder))
         bench = Bench(
             sizes=sizes,
             files=files,
-            start=Process,
+            start=start_side,
             with_peer=with_peer,
             turns=1 if quick else turns,
             seconds=0.0 if quick else seconds,
             parts=only or PARTS,
         )
-        bench.rows(say, keep)
+        bench.rows(report, keep)
     click.echo(table(rows), nl=False)
     click.echo(f"\n{format_seconds(time.perf_counter() - begin)}, {THREADS} threads; kept in {out}", err=True)
 

@@ -4,7 +4,7 @@
 answered by one JSON line:
 
 ``{"do": "open", "side": name, ...}``    read texts and weights, take a small step to warm up
-``{"do": "measure", "seconds": s, "arm": name}``    steps until the time is up; what they took, peak memory
+``{"do": "measure", "seconds": s, "arm": name}``    steps until the time is up; what they took
 ``{"do": "rate", "size": n}``    operations per second of a float32 matrix product
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import os
 import sys
 import time
 import types
@@ -25,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from answers import answer_requests, matrix_rate
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 
@@ -94,7 +94,7 @@ class Blocks:
         return np.arange(start, start + self._size)
 
 
-class TrainHouse(Side):
+class TrainOwn(Side):
     """Training steps of this repository, as Lightning would run them, without Lightning around them.
 
     Tokenising the whole set once is charged to the steps in equal shares.
@@ -212,7 +212,7 @@ class TrainPeer(Side):
         return {"units": len(rows)}
 
 
-class EncodeHouse(Side):
+class EncodeOwn(Side):
     """Texts to vectors, tokenised anew in every step."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
@@ -269,7 +269,7 @@ class EncodePeer(Side):
         return {"units": len(self._texts)}
 
 
-class MineHouse(Side):
+class MineOwn(Side):
     """Mining from texts to examples: by BM25, or by an encoder and an exact search."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
@@ -403,7 +403,7 @@ class MinePeer(Side):
 
 
 class Regularisers(Side):
-    """Forward and backward pass of a regulariser: ``NAME/batched`` ours, ``NAME/loop`` query by query.
+    """Forward and backward pass of a regulariser: ``NAME/batched`` as trained, ``NAME/loop`` query by query.
 
     The loops are those that the tests hold the losses to. For the matching, whose two sources are equally
     large here, only its loop over the queries is taken: the reference then copies every similarity as often
@@ -431,12 +431,12 @@ class Regularisers(Side):
         self._leaves = (query, negatives)
 
         def matching_loop() -> Tensor:
-            ours, theirs = [], []
+            of_generated, of_mined = [], []
             for b in range(queries):
-                mine = row == b
-                ours.append(negatives[mine & generated] @ query[b])
-                theirs.append(negatives[mine & ~generated] @ query[b])
-            return (torch.cat(ours).sort().values - torch.cat(theirs).sort().values).abs().mean()
+                own = row == b
+                of_generated.append(negatives[own & generated] @ query[b])
+                of_mined.append(negatives[own & ~generated] @ query[b])
+            return (torch.cat(of_generated).sort().values - torch.cat(of_mined).sort().values).abs().mean()
 
         given = (query, negatives, row, generated)
         self._arms: dict[str, Callable[[], Tensor]] = {
@@ -457,11 +457,11 @@ class Regularisers(Side):
             for arm in ("batched", "loop"):
                 self.step(f"{name}/{arm}")
                 found.append([self._arms[f"{name}/{arm}"]().detach(), *(x.grad for x in self._leaves)])
-            for ours, theirs in zip(*found, strict=True):
+            for batched, looped in zip(*found, strict=True):
                 zero = torch.zeros(())
                 torch.testing.assert_close(
-                    zero if ours is None else ours,
-                    zero if theirs is None else theirs,
+                    zero if batched is None else batched,
+                    zero if looped is None else looped,
                     rtol=1e-3,
                     atol=1e-6,
                     check_stride=False,
@@ -476,38 +476,14 @@ class Regularisers(Side):
 
 
 SIDES: dict[str, Callable[[Mapping[str, Any]], Side]] = {
-    "train house": TrainHouse,
+    "train own": TrainOwn,
     "train peer": TrainPeer,
-    "encode house": EncodeHouse,
+    "encode own": EncodeOwn,
     "encode peer": EncodePeer,
-    "mine house": MineHouse,
+    "mine own": MineOwn,
     "mine peer": MinePeer,
     "regularisers": Regularisers,
 }
-
-
-def rate(size: int) -> float:
-    """Operations per second of the best of some float32 products of square matrices."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(12):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss this is not inherited from the process that started this one.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Answers:
@@ -519,7 +495,7 @@ class Answers:
     def __call__(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request."""
         if request["do"] == "rate":
-            return {"rate": rate(request["size"])}
+            return {"rate": matrix_rate(request["size"])}
         if request["do"] == "open":
             torch.set_num_threads(request["threads"])
             torch.manual_seed(0)
@@ -529,19 +505,8 @@ class Answers:
             return {"sample": found}
         assert self._side is not None
         steps = self._side.measure(request["seconds"], request["arm"])
-        return {"steps": steps, "peak": peak_memory()}
-
-
-def main() -> None:
-    """Answer requests until standard input ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes to the log
-    logging.disable(logging.WARNING)
-    answer = Answers()
-    for line in sys.stdin:
-        answers.write(json.dumps(answer(json.loads(line))) + "\n")
-        answers.flush()
+        return {"steps": steps}
 
 
 if __name__ == "__main__":
-    main()
+    answer_requests(Answers())

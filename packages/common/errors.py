@@ -54,6 +54,10 @@ class BackendError(UserError):
     """Something outside this program (a device, a server, a library) is missing or refused."""
 
 
+class DivergedError(UserError):
+    """A training's loss, weights or scores are not finite any more."""
+
+
 class Interrupted(BaseException):  # not an error: the user or the system asked for it
     """A signal stopped the command.
 

@@ -1,12 +1,14 @@
-"""Files that are either whole or absent: written beside their place, then renamed into it."""
+"""Files that are whole or absent, folders that one process at a time works in, and what files hold."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -43,12 +45,37 @@ def _temporary(path: Path) -> Path:
     return path.parent / f"{prefix}{os.getpid()}-{uuid4().hex[:8]}"
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The file of another ending beside a ``.jsonl`` file.
+
+    Args:
+        path: The ``.jsonl`` file.
+        ending: The ending, its point included.
+    """
+    return path.with_name(path.name.removesuffix(".jsonl") + ending)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file or a folder's list of names to the disk before going on.
+
+    Args:
+        path: The file or folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it takes its place when the block succeeds.
 
     Args:
         path: Where the file goes; parents are made, a file already there is replaced at once.
+        durable: Whether the file is on the disk before it takes its place, and its name soon after, so that
+            a power cut leaves the old file or the new one. A killed process never needs this.
 
     Yields:
         A path in the same folder. It is removed when the block fails.
@@ -56,21 +83,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     except BaseException:
         _remove(temporary)
         raise
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: Where the file goes; parents are made, a file already there is replaced at once.
         content: Text (written as UTF-8) or bytes.
+        durable: As for :func:`atomic_path`.
     """
     data = content.encode() if isinstance(content, str) else content
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
@@ -132,6 +164,77 @@ def fill_once(path: Path, fill: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+LOCK = ".lock"
+"""File in a folder that one process at a time works in."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that works in a folder; the lock ends with the process, however it ends.
+
+    A record lock (POSIX), so that loader processes forked inside the block do not hold it too. It does not
+    keep two threads of one process apart.
+
+    Args:
+        folder: The folder; it is made where it is not there.
+
+    Raises:
+        DataError: Another process is at work in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(file, 100).decode(errors="replace").strip()
+            os.close(file)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            who = f" ({holder})" if holder else ""
+            raise DataError(
+                f"{folder}: another process{who} is at work here; wait for it or give another name"
+            ) from None
+        # The holder before may have removed the file between open and lock.
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            break
+        os.close(file)
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """What tells the content of files apart: 16 hexadecimal digits of a SHA-256, wherever the files lie.
+
+    Args:
+        paths: Files, or folders of which every file counts by its name inside the folder; hidden ones do not.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        inside = path.is_dir()
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if inside else [path]
+        for file in files:
+            name = file.relative_to(path).as_posix() if inside else file.name
+            if inside and any(part.startswith(".") for part in name.split("/")):
+                continue
+            try:
+                with file.open("rb") as content:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            except FileNotFoundError:
+                raise DataError(f"{file}: there is no such file") from None
+            digest.update(f"{name if inside else ''}\0{found}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

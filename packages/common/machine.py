@@ -1,21 +1,29 @@
-"""Memory: what a model takes, what the machine has, and that freed memory stays with the process."""
+"""This machine: its processor, memory and libraries, and whether a model fits into it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from common.errors import ConfigError
+from common.errors import BackendError, ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 2**31 - 1
+
+LIBRARIES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "pyarrow", "faiss-cpu")
+"""The installed libraries whose versions a record keeps; absent ones are left out."""
 
 
 @cache
@@ -100,3 +108,68 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         raise ConfigError(f"not enough memory; {advice}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this distribution and of the libraries that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("causalneg-lain", *LIBRARIES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, GPUs, and memory in bytes."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "memory": machine_memory(),
+    }
+
+
+def describe_hardware(found: Mapping[str, Any]) -> str:
+    """What :func:`hardware` found, in one line for the head of a table."""
+    parts = [
+        f"{found.get('cpu', 'processor not recorded')}",
+        f"{found.get('cores', '?')} cores",
+        f"{found.get('threads', '?')} torch threads a run",
+        *(found.get("gpu") or []),
+    ]
+    if memory := found.get("memory"):
+        parts.append(f"{memory / 2**30:.0f} GiB")
+    return ", ".join(parts)
+
+
+def peak_memory(process: int | None = None) -> int:
+    """The most main memory that a process has held, in bytes.
+
+    Args:
+        process: Its id; by default this one. Others are known on Linux only.
+
+    Raises:
+        BackendError: The system keeps no such figure of another process.
+    """
+    status = Path("/proc") / ("self" if process is None else str(process)) / "status"
+    if status.exists():
+        # Unlike ru_maxrss this is not inherited from the process that started this one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if process is not None:
+        raise BackendError(f"process {process}: this system does not know how much memory it has held")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

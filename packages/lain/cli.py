@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from common.cli import Group
+from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
-from common.errors import ConfigError
+from common.config.command import settings_command
 from common.report.tables import markdown_table
 from common.study.command import study_options
 
@@ -102,16 +102,18 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
+    from common.training.run import train as train_task
     from lain.training.config import RENAMED, TrainConfig
-    from lain.training.run import open_data, run_name, train_run
+    from lain.training.run import CTRTask
 
     settings = load_config(TrainConfig, config, overrides, renamed=RENAMED)
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    run_dir = settings.out / run_name(settings, open_data(settings))
-    train_run(settings, run_dir)
-    click.echo(run_dir)
+    run = train_task(CTRTask(settings))
+    if not run.trained:
+        report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
+    click.echo(run.folder)
 
 
 @main.command()
@@ -149,37 +151,20 @@ def evaluate(run: Path, split: str) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File to write; in predictions/ of RUN by default.",
 )
-def predict(run: Path, data: Path, split: str, out: Path | None) -> None:
-    """Score the rows of another prepared data set DATA with a trained RUN.
+@click.option("--same-encoding", is_flag=True, help="The ids of DATA are those RUN was trained on.")
+def predict(run: Path, data: Path, split: str, out: Path | None, same_encoding: bool) -> None:
+    """Score the rows of another prepared data set DATA with a trained RUN, whose own data are not needed.
 
-    DATA must have the features RUN was trained on. The last line printed is the parquet file: columns
+    DATA must have the features RUN was trained on, and its ids must stand for the same things: its
+    vocabularies show it, or --same-encoding says it. The last line printed is the parquet file: columns
     user, item, length, label, score.
     """
-    from lain.data.module import CTRData
     from lain.evaluation.predictions import predict as score
-    from lain.training.run import load_run
+    from lain.training.run import check_encoding, load_model, open_data
 
-    config, model, trained_on = load_run(run)
-    other = CTRData(
-        data,
-        max_length=config.history.max_length,
-        columns=config.history.columns,
-        batch_size=config.train.batch_size,
-        eval_batch_size=config.train.eval_batch_size,
-    )
-    known = {f.name: f for f in trained_on.store.features}
-    wrong = []
-    for feature in other.store.features:
-        twin = known.pop(feature.name, None)
-        if twin is None:
-            wrong.append(f"{data}: feature {feature.name} is not one that {run} was trained on")
-        elif (twin.source, twin.kind, twin.width) != (feature.source, feature.kind, feature.width):
-            wrong.append(f"{data}: feature {feature.name} has another kind than in {run}")
-        elif feature.size > twin.size:
-            wrong.append(f"{data}: feature {feature.name} has {feature.size} values, {run} knows {twin.size}")
-    wrong += [f"{data}: feature {name} is missing, {run} was trained on it" for name in known]
-    if wrong:
-        raise ConfigError(*wrong)
+    config, model, record = load_model(run)
+    other = open_data(config, data)
+    check_encoding(run, record, other.store, same=same_encoding)
     out = out or run / "predictions" / f"{data.resolve().name}-{split}.parquet"
     score(model, other.eval_loader(split), other.store.split(split)).save(out)
     click.echo(out)
@@ -218,6 +203,9 @@ def diagnose(run: Path, rows: int) -> None:
             ["gradient of", "cosine of short and long"], [[k, f"{v:.3f}"] for k, v in cosine.items()]
         )
     )
+
+
+main.add_command(settings_command("lain.training.config:TrainConfig"))
 
 
 @main.command()

@@ -12,6 +12,7 @@ import torch
 from causalneg.data import Dataset, passage_key
 from causalneg.data.schema import Document, Example, Negative, Passage, Query
 from causalneg.encoders import Encoder, build_encoder
+from causalneg.losses import info_nce
 from causalneg.training.data import Batch, Shuffled, TrainingSet, combine, held_out
 from common.errors import DataError
 
@@ -140,6 +141,24 @@ def test_known_positives_are_seen_among_the_batchs_positives(encoder: Encoder) -
     batch = training[np.array([0, 1, 2])]
     expected = [[True, False, True], [True, True, True], [True, False, True]]
     assert known_positive(batch).tolist() == expected
+
+
+def test_known_positives_are_known_by_their_text_too(encoder: Encoder) -> None:
+    """Two documents of one text: neither is a negative of a query that the other answers."""
+    texts = {"a": "red sun", "copy": "Red  sun", "b": "blue sea"}
+    documents = [Document(id=id, text=text) for id, text in texts.items()]
+    data = Dataset(Path("twice"), documents, {})
+    examples = [example("q0", ["a"], []), example("q1", ["copy"], []), example("q2", ["b"], [mined("a")])]
+    training = TrainingSet(examples, encoder, data, known={"q2": ["copy"]})
+    batch = training[np.array([0, 1, 2])]
+    assert known_positive(batch).tolist() == [[True, True, False], [True, True, False], [True, True, True]]
+    vectors = torch.eye(3)[[0, 0, 1]]
+    losses = info_nce(
+        vectors, vectors, vectors[:1], batch.negative_row, 0.05, "documents",
+        positive_id=batch.positive_id, negative_id=batch.negative_id,
+        known_row=batch.known_row, known_id=batch.known_id, reduction="none",
+    )  # fmt: skip
+    assert losses.tolist() == pytest.approx([0, 0, 0], abs=1e-6)  # ln 2 for the first two by their ids alone
 
 
 def test_both_voices_stand_in_with_their_share(encoder: Encoder) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -770,6 +771,63 @@ def test_adapters_alone_learn_and_are_merged_on_export(tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors(again, CORPUS), vectors(encoder, CORPUS), atol=1e-6)
     with pytest.raises(ConfigError, match=r"lora: .*unexpected keyword argument 'rank'"):
         transformer(BERT, lora={"rank": 2})
+
+
+def test_code_in_a_folder_runs_only_with_the_users_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that says of itself that its code may run is refused, and that code is not touched."""
+    folder = tmp_path / "encoder"
+    transformer(BERT).save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "trust_remote_code": True}))
+    ran = tmp_path / "ran"
+    (folder / "tokenizer" / "evil.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class Evil(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    mapped = {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps(settings | mapped))
+    with pytest.raises(DataError, match=r"needs code that lies in the folder; .*--trust-remote-code"):
+        load_encoder(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "trust_remote_code": False}))
+    with contextlib.suppress(DataError):
+        load_encoder(folder)
+    assert not ran.exists()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (folder / "config.json").write_text(json.dumps({**config, "trust_remote_code": True}))
+    with contextlib.suppress(DataError):
+        load_encoder(folder, trust_remote_code=True)
+    assert ran.exists()  # it is the flag that kept it from running
+
+
+def test_a_folder_gives_the_same_vectors_however_it_is_named(tmp_path: Path) -> None:
+    """Pooling, prompts, longest text and ending are the folder's own, unless something else is asked for."""
+    encoder = transformer(
+        QWEN3, pooling="mean", query_prompt="ask: ", document_prompt="read: ", max_tokens=7
+    ).eval()
+    encoder.export_sentence_transformers(tmp_path)
+    wanted = vectors(encoder, CORPUS)
+    ways = [
+        load_encoder(tmp_path),
+        build_encoder("saved", {"folder": tmp_path}),
+        build_encoder("transformer", {"model": str(tmp_path)}),
+    ]
+    for one in ways:
+        np.testing.assert_allclose(vectors(one, CORPUS), wanted, atol=1e-6)
+        assert (one.query_prompt, one.document_prompt, one.max_tokens) == ("ask: ", "read: ", 7)
+    other: Any = build_encoder("transformer", {"model": str(tmp_path), "pooling": "last", "query_prompt": ""})
+    assert (other.pooling, other.query_prompt, other.document_prompt) == ("last", "", "read: ")
+    noted = tmp_path / "config_sentence_transformers.json"
+    noted.write_text(json.dumps(json.loads(noted.read_text()) | {"similarity_fn_name": "dot"}))
+    load_encoder(tmp_path)  # it normalises itself
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps(listed[:2]))
+    with pytest.raises(DataError, match="ranks by the dot product of vectors of any length"):
+        load_encoder(tmp_path)
 
 
 def test_checkpointed_layers_have_the_same_gradients() -> None:

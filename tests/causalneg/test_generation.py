@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -14,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -21,19 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causalneg.data import Dataset, read_dataset
-from causalneg.data.schema import Analysis, Document, Example, Negative, Passage
-from causalneg.generation.backends import make_writer
-from causalneg.generation.pipeline import (
-    card_figures,
-    data_card,
-    generate,
-    pairs_from,
-    preview,
-    rewrite_examples,
-    source_auc,
-)
+from causalneg.data.schema import Document, Example, Negative, Passage
+from causalneg.generation.card import card_figures, data_card, source_auc
+from causalneg.generation.driver import Generated, generate, pairs_from, rewrite_examples
+from causalneg.generation.jobs import Failure, Job
+from causalneg.generation.journal import Journal
+from causalneg.generation.status import read_totals
 from causalneg.generation.verification.heuristics import verify
-from causalneg.generation.writers.base import Failure, Pair, draws
+from causalneg.generation.writers import WRITERS
+from causalneg.generation.writers.base import Pair, Writer, Written, draws
 from causalneg.generation.writers.english import (
     _OTHERS,
     break_relation,
@@ -63,7 +59,18 @@ from causalneg.text.words import (
 )
 from causalneg.world import World, WorldConfig, make_world
 from common.errors import ConfigError, DataError
-from small_corpus import CANDIDATES, QUESTIONS, TEXTS, Counted, all_written, mined_examples, small_dataset
+from small_corpus import (
+    CANDIDATES,
+    QUESTIONS,
+    TEXTS,
+    Counted,
+    all_written,
+    make_writer,
+    mined_examples,
+    small_dataset,
+)
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,7 @@ def world_data(world_folder: Path) -> Dataset:
 @pytest.fixture(scope="module")
 def world_written(world: World, world_data: Dataset) -> list[Example]:
     writer = make_writer("rules", world_data, world=world)
-    return generate(pairs_from(world_examples(world_data), world_data), writer)
+    return generate(pairs_from(world_examples(world_data), world_data), writer).examples
 
 
 def world_examples(data: Dataset) -> list[Example]:
@@ -121,9 +128,20 @@ def world_examples(data: Dataset) -> list[Example]:
     return found
 
 
-def written_by(writer: RulesWriter | NaiveWriter, pairs: Sequence[Pair]) -> list[list[Negative]]:
-    examples = generate(pairs, writer, report=lambda line: None)
-    return [example.negatives for example in examples]
+def result(job: Job[T]) -> T:
+    """What a job without calls finds."""
+    with pytest.raises(StopIteration) as stop:
+        next(job)
+    found: T = stop.value.value
+    return found
+
+
+def made(pairs: Sequence[Pair], writer: Writer, **more: Any) -> Generated:
+    return generate(pairs, writer, report=lambda line: None, **more)
+
+
+def written_by(writer: Writer, pairs: Sequence[Pair]) -> list[list[Negative]]:
+    return [example.negatives for example in made(pairs, writer).examples]
 
 
 def changed_words(before: str, after: str) -> list[tuple[str, str]]:
@@ -348,7 +366,7 @@ def test_a_year_is_shifted_everywhere_and_alone() -> None:
 
 
 def test_entity_shift_keeps_all_but_the_entity(corpus: Corpus, pairs: list[Pair]) -> None:
-    writer = RulesWriter(corpus)
+    writer = RulesWriter(corpus=corpus)
     seen = 0
     for pair, negatives in zip(pairs, written_by(writer, pairs), strict=True):
         for negative in negatives:
@@ -374,7 +392,7 @@ def test_entity_shift_keeps_all_but_the_entity(corpus: Corpus, pairs: list[Pair]
 
 def test_one_value_or_verb_is_changed_and_no_more(pairs: list[Pair], corpus: Corpus) -> None:
     found: Counter[str] = Counter()
-    for pair, negatives in zip(pairs, written_by(RulesWriter(corpus), pairs), strict=True):
+    for pair, negatives in zip(pairs, written_by(RulesWriter(corpus=corpus), pairs), strict=True):
         for negative in negatives:
             if negative.strategy in ("constraint violation", "relation break"):
                 found[negative.strategy] += 1
@@ -396,7 +414,7 @@ def test_attribute_shift_leaves_the_answer_out(pairs: list[Pair], corpus: Corpus
     }
     answers |= {"founded": "Bern Clock", "dye": "chemist", "bells": "Basel"}
     seen = 0
-    for pair, negatives in zip(pairs, written_by(RulesWriter(corpus), pairs), strict=True):
+    for pair, negatives in zip(pairs, written_by(RulesWriter(corpus=corpus), pairs), strict=True):
         for negative in negatives:
             if negative.strategy in ("attribute shift", "intent drift"):
                 seen += 1
@@ -412,7 +430,9 @@ def test_attribute_shift_leaves_the_answer_out(pairs: list[Pair], corpus: Corpus
 def test_a_subject_that_is_no_name(small: Dataset, corpus: Corpus) -> None:
     clock = small.document("pendulum")
     pair = Pair(small.queries["clock"], clock, [small.document("sundial")])
-    shifted = next(n for n in written_by(RulesWriter(corpus), [pair])[0] if n.strategy == "entity shift")
+    shifted = next(
+        n for n in written_by(RulesWriter(corpus=corpus), [pair])[0] if n.strategy == "entity shift"
+    )
     assert shifted.title == "Sundial"
     assert shifted.text == (
         "A sundial keeps time with a swinging weight. The sundial loses about ten seconds a week. Warm air "
@@ -423,10 +443,10 @@ def test_a_subject_that_is_no_name(small: Dataset, corpus: Corpus) -> None:
 def test_initials_stand_for_the_name(corpus: Corpus, small: Dataset) -> None:
     text = "The Bern Clock Company (BCC) went to Paris. The BCC sold no clocks there. Rain fell on the halls."
     query = small.queries["clock"].model_copy(update={"text": "Where did the BCC go?"})
-    writer = RulesWriter(corpus)
+    writer = RulesWriter(corpus=corpus)
     pair = Pair(query, Document(id="new", text=text, title="Clocks"))
-    (analysis,) = writer.analyse([pair])
-    assert isinstance(analysis, Analysis)
+    analysis = result(writer.write(pair)).analysis
+    assert analysis is not None
     assert [quoted(r.text) for r in analysis.requirements if r.facet == "entity"] == ["Bern Clock Company"]
     shifts = [n for n in written_by(writer, [pair])[0] if n.strategy == "entity shift"]
     assert all("BCC" not in str(n.text) for n in shifts)
@@ -442,19 +462,19 @@ def test_plurals(noun: str, many: str) -> None:
 
 def test_yes_or_no_questions_lose_their_subject_only(corpus: Corpus, small: Dataset) -> None:
     query = small.queries["dye"].model_copy(update={"text": "did anna brandt live near hamburg"})
-    writer = RulesWriter(corpus)
-    analysis = writer.analyse([Pair(query, small.document("brandt"))])[0]
-    assert isinstance(analysis, Analysis)
+    writer = RulesWriter(corpus=corpus)
+    analysis = result(writer.write(Pair(query, small.document("brandt")))).analysis
+    assert analysis is not None
     shifts = {quoted(r.text): r.critical for r in analysis.requirements if r.facet == "entity"}
     assert shifts == {"Anna Brandt": True, "Hamburg": False}
     assert all(not r.disruptions for r in analysis.requirements if not r.critical)
 
 
 def test_negatives_are_few_different_and_traced(pairs: list[Pair], corpus: Corpus) -> None:
-    writer = RulesWriter(corpus, seed=3)
-    analyses = writer.analyse(pairs)
+    writer = RulesWriter(corpus=corpus, seed=3)
+    analyses = [result(writer.write(pair)).analysis for pair in pairs]
     for pair, analysis, negatives in zip(pairs, analyses, written_by(writer, pairs), strict=True):
-        assert isinstance(analysis, Analysis)
+        assert analysis is not None
         known = {r.text: r for r in analysis.requirements}
         assert 1 <= len(negatives) <= 3
         assert len({n.text for n in negatives}) == len(negatives)
@@ -475,26 +495,26 @@ def test_negatives_are_few_different_and_traced(pairs: list[Pair], corpus: Corpu
 
 
 def test_nothing_to_go_by_is_a_failure(corpus: Corpus, small: Dataset) -> None:
-    writer = RulesWriter(corpus)
+    writer = RulesWriter(corpus=corpus)
     empty = Pair(small.queries["clock"], Document(id="new", text="", title="x"))
     wordless = Pair(small.queries["clock"].model_copy(update={"text": "?!"}), small.document("bern"))
-    found = writer.analyse([empty, wordless])
-    assert [f.reason for f in found if isinstance(f, Failure)] == ["empty positive", "empty query"]
+    found = [result(writer.write(pair)).failure for pair in (empty, wordless)]
+    assert [f.kind for f in found if f is not None] == ["empty positive", "empty query"]
 
 
 # The same for everyone
 
 
 @pytest.mark.parametrize("name", ["rules", "naive"])
-def test_neither_batch_nor_order_matters(name: str, small: Dataset, pairs: list[Pair]) -> None:
+def test_neither_order_nor_company_matters(name: str, small: Dataset, pairs: list[Pair]) -> None:
     writer = make_writer(name, small, artifact=0.5, seed=1)
-    expected = {p.query.id: e for p, e in zip(pairs, generate(pairs, writer), strict=True)}
-    for batch in (1, 3):
-        mixed = random.Random(batch).sample(pairs, len(pairs))
+    expected = {p.query.id: e for p, e in zip(pairs, made(pairs, writer).examples, strict=True)}
+    for number in (1, 3):
+        mixed = random.Random(number).sample(pairs, len(pairs) - number)
         fresh = make_writer(name, replace(small, documents=list(small.documents)), artifact=0.5, seed=1)
-        assert generate(mixed, fresh, batch=batch) == [expected[p.query.id] for p in mixed]
-    other = generate(pairs, make_writer(name, small, artifact=0.5, seed=2))
-    assert other != list(expected.values())
+        assert made(mixed, fresh).examples == [expected[p.query.id] for p in mixed]
+    other = made(pairs, make_writer(name, small, artifact=0.5, seed=2))
+    assert other.examples != list(expected.values())
 
 
 def start(code: str, *, repo: Path, seed: str = "0") -> subprocess.Popen[str]:
@@ -530,7 +550,7 @@ def test_draws_depend_on_seed_and_names() -> None:
 
 def test_naive_text_is_on_topic_and_of_the_corpus(corpus: Corpus, pairs: list[Pair]) -> None:
     everywhere = {s for _, text in TEXTS.values() for s in split_sentences(text)}
-    for pair, negatives in zip(pairs, written_by(NaiveWriter(corpus), pairs), strict=True):
+    for pair, negatives in zip(pairs, written_by(NaiveWriter(corpus=corpus), pairs), strict=True):
         asked = pair.query.text
         assert len(negatives) == 3
         for negative in negatives:
@@ -548,11 +568,13 @@ def test_naive_text_is_on_topic_and_of_the_corpus(corpus: Corpus, pairs: list[Pa
 def test_the_dial_sets_the_fingerprint_and_nothing_else(
     kind: type[RulesWriter] | type[NaiveWriter], corpus: Corpus, pairs: list[Pair]
 ) -> None:
-    plain = [str(n.text) for found in written_by(kind(corpus), pairs) for n in found]
+    plain = [str(n.text) for found in written_by(kind(corpus=corpus), pairs) for n in found]
     assert not any(map(has_style, plain))
     shares = []
     for artifact in (0.3, 1.0):
-        texts = [str(n.text) for found in written_by(kind(corpus, artifact=artifact), pairs) for n in found]
+        texts = [
+            str(n.text) for found in written_by(kind(corpus=corpus, artifact=artifact), pairs) for n in found
+        ]
         shares.append(float(np.mean([style_share(text) for text in texts])))
         if kind is RulesWriter:
             assert [strip_style(text) for text in texts] == plain
@@ -561,23 +583,22 @@ def test_the_dial_sets_the_fingerprint_and_nothing_else(
 
 
 def test_rewriting_keeps_what_is_said(corpus: Corpus, small: Dataset) -> None:
-    for writer in (NaiveWriter(corpus, artifact=1.0), RulesWriter(corpus, artifact=1.0)):
-        for document, passage in zip(small.documents, writer.rewrite(small.documents), strict=True):
+    for writer in (NaiveWriter(corpus=corpus, artifact=1.0), RulesWriter(corpus=corpus, artifact=1.0)):
+        for document in small.documents:
+            passage = result(writer.rewrite(document))
             assert isinstance(passage, Passage)
             assert passage.text != document.text
             assert strip_style(str(passage.text)) == document.text
             assert (passage.document_id, passage.title) == (document.id, document.title)
             assert passage.voice == writer.name
-    same = RulesWriter(corpus).rewrite(small.documents[:1])[0]
+    same = result(RulesWriter(corpus=corpus).rewrite(small.documents[0]))
     assert isinstance(same, Passage)
     assert same.text == small.documents[0].text
 
 
 def test_writers_refuse_what_they_cannot_be(small: Dataset) -> None:
-    with pytest.raises(
-        ConfigError, match=r"backend: must be one of rules, naive, got 'rule'; did you mean 'rules'"
-    ):
-        make_writer("rule", small)
+    with pytest.raises(ConfigError, match=r"there is no writer 'rule'; did you mean 'rules'"):
+        WRITERS["rule"]
     for name in ("rules", "naive"):
         with pytest.raises(ConfigError, match=r"artifact: must be between 0 and 1, got 1\.5"):
             make_writer(name, small, artifact=1.5)
@@ -625,7 +646,8 @@ def test_world_negatives_have_the_style_of_their_base(
 def test_world_voices_state_the_same(world: World, world_data: Dataset) -> None:
     examples = world_examples(world_data)[:30]
     writer = make_writer("rules", world_data, world=world, artifact=1.0)
-    voices = rewrite_examples(examples, world_data, writer, negatives=2)
+    voices, failed = rewrite_examples(examples, world_data, writer, negatives=2)
+    assert not failed
     assert len(voices) == len(examples)
     for example, voiced in zip(examples, voices, strict=True):
         old = [*example.positives, *example.negatives[:2]]
@@ -642,9 +664,10 @@ def test_world_voices_state_the_same(world: World, world_data: Dataset) -> None:
 def test_a_positive_that_does_not_answer_fails(world: World, world_data: Dataset) -> None:
     pair = pairs_from(world_examples(world_data), world_data)[0]
     wrong = replace(pair, positive=Document(id="none", text="Nothing is said here."))
-    found = make_writer("rules", world_data, world=world).analyse([wrong])[0]
-    assert isinstance(found, Failure)
-    assert found.reason == "no answer"
+    found = result(make_writer("rules", world_data, world=world).write(wrong))
+    assert isinstance(found, Written)
+    assert found.failure is not None
+    assert found.failure.kind == "no answer"
 
 
 # From pairs to a set
@@ -658,40 +681,43 @@ def test_pairs_take_the_first_positive_and_the_best_candidates(small: Dataset) -
     own = Example(query=small.queries["clock"], positives=[Passage(text="It ticks.", title="Clock")])
     (pair,) = pairs_from([own], small)
     assert (pair.positive.title, pair.positive.text, pair.candidates) == ("Clock", "It ticks.", ())
-    assert generate([pair], make_writer("naive", small))[0].positives == own.positives
+    assert made([pair], make_writer("naive", small)).examples[0].positives == own.positives
     with pytest.raises(ConfigError, match="candidates"):
         pairs_from([own], small, candidates=-1)
+
+
+def journaled(path: Path, pairs: Sequence[Pair], writer: Writer, lines: list[str]) -> list[Example]:
+    with Journal(path, report=lines.append) as journal:
+        ledger = journal.ledger("writer", writer.identity)
+        return generate(pairs, writer, ledger=ledger, report=lines.append).examples
 
 
 def test_a_journal_gives_back_what_it_took(small: Dataset, pairs: list[Pair], tmp_path: Path) -> None:
     log, path = tmp_path / "log", tmp_path / "set.journal"
     lines: list[str] = []
     writer = Counted(log, fail=["clock"])
-    plain = generate(pairs, writer, report=lines.append)
+    plain = made(pairs, writer).examples
     log.unlink()
-    first = generate(pairs[:5], writer, journal=path, batch=2, report=lines.append)
-    again = generate(pairs, writer, journal=path, batch=3, report=lines.append)
-    assert again == plain
+    first = journaled(path, pairs[:5], writer, lines)
+    again = journaled(path, [*pairs, pairs[0]], writer, lines)
+    assert again == [*plain, plain[0]]
     assert first == plain[:5]
-    asked = Counter(log.read_text().splitlines())
-    assert asked == Counter(
-        [f"analyse {p.query.id}" for p in pairs]
-        + [f"write {p.query.id}" for p in pairs if p.query.id != "clock"]
-    )
+    assert Counter(log.read_text().splitlines()) == Counter(f"write {p.query.id}" for p in pairs)
     assert [e.query.id for e in again if not e.negatives] == ["clock"]
-    assert lines[-1] == f"1 of {len(pairs)} pairs have no written negatives: refused 1"
+    assert lines[-1] == f"1 of {len(pairs) + 1} pairs have no written negatives: refused 1"
+    totals = read_totals(path)
+    assert (totals.done, totals.failures, totals.pairs) == (len(pairs) - 1, {"refused": 1}, len(pairs) + 1)
 
 
 def test_other_settings_or_texts_are_asked_anew(pairs: list[Pair], tmp_path: Path) -> None:
     log, path = tmp_path / "log", tmp_path / "set.journal"
     lines: list[str] = []
-    generate(pairs, Counted(log), journal=path, report=lines.append)
+    journaled(path, pairs, Counted(log), lines)
     assert lines == []
-    generate(pairs, Counted(log, settings="warmer"), journal=path, report=lines.append)
-    assert len(lines) == 1
-    assert "a new generation set begins" in lines[0]
+    journaled(path, pairs, Counted(log, settings="warmer"), lines)
+    assert lines == [f"{path}: settings is warmer and was : a new generation set begins"]
     edited = [replace(pairs[0], candidates=())]
-    generate(edited, Counted(log), journal=path, report=lines.append)
+    journaled(path, edited, Counted(log), lines)
     assert Counter(log.read_text().splitlines())[f"write {pairs[0].query.id}"] == 3
     assert Counter(log.read_text().splitlines())[f"write {pairs[1].query.id}"] == 2
 
@@ -708,47 +734,40 @@ def test_kill_and_resume(repo: Path, pairs: list[Pair], tmp_path: Path) -> None:
     log, path = tmp_path / "log", tmp_path / "set.journal"
     process = start(f"write_slowly({str(log)!r}, {str(path)!r}, wait=0.3)", repo=repo)
     try:
-        wait_for_lines(log, 5)
+        wait_for_lines(log, 4)
         with pytest.raises(DataError, match="another process"):
-            generate(pairs, Counted(log), journal=path)
+            Journal(path)
+        assert read_totals(path).running
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    done = log.read_text().splitlines()
-    assert 5 <= len(done) < 2 * len(pairs)
-    kept = [json.loads(line) for line in path.read_text().splitlines() if '"step"' in line]
-    with path.open("a") as file:
-        file.write('{"set": "cut off in the mid')
+    before = log.read_text().splitlines()
+    assert 4 <= len(before) < len(pairs)
+    totals = read_totals(path)
+    assert not totals.running
+    assert len(before) - 1 <= totals.finished <= len(before)
     lines: list[str] = []
-    examples = generate(pairs, Counted(log), journal=path, report=lines.append)
-    assert len(lines) == 1
-    assert "cut off" in lines[0]
-    assert examples == generate(pairs, Counted(tmp_path / "other"))
+    examples = journaled(path, pairs, Counted(log), lines)
+    assert lines == []
+    assert examples == made(pairs, Counted(tmp_path / "other")).examples
     asked = Counter(log.read_text().splitlines())
-    assert set(asked) == {f"{step} {p.query.id}" for step in ("analyse", "write") for p in pairs}
+    assert set(asked) == {f"write {p.query.id}" for p in pairs}
     # At most what was on its way when it was killed is asked twice; what the journal has never is.
-    twice = [what for what, times in asked.items() if times > 1]
-    assert len(twice) <= 1
-    names = {"analysis": "analyse", "negatives": "write"}
-    assert not set(twice) & {f"{names[record['step']]} {record['unit']}" for record in kept}
-
-
-def test_batches_must_be_there(pairs: list[Pair], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="batch: must be at least 1, got 0"):
-        generate(pairs, Counted(tmp_path / "log"), batch=0)
+    assert sum(times - 1 for times in asked.values()) == len(before) - totals.finished
 
 
 def test_rewriting_leaves_out_what_fails(small: Dataset, tmp_path: Path) -> None:
     mined = mined_examples(small)
-    voices = rewrite_examples(mined, small, Counted(tmp_path / "log"), negatives=1)
+    voices, failed = rewrite_examples(mined, small, Counted(tmp_path / "log"), negatives=1)
     assert [e.query.id for e in voices] == [id for id in CANDIDATES if id != "trams"]
     assert all(len(e.negatives) == 1 and e.negatives[0].text == "said" for e in voices)
+    assert failed == {"mute": 1}
     with pytest.raises(ConfigError, match="negatives"):
         rewrite_examples(mined, small, Counted(tmp_path / "log"), negatives=-1)
 
 
 def test_preview_shows_query_requirements_and_negatives(pairs: list[Pair], small: Dataset) -> None:
-    shown = preview(pairs[0], make_writer("rules", small))
+    shown = make_writer("rules", small).preview(pairs[0])
     assert "query: Who or what did Keller found in 1884?" in shown
     assert "requirement (entity): The passage is about “Martin Keller”. [entity shift]" in shown
     assert shown.count("\nnegative (") == 3
@@ -776,7 +795,7 @@ def test_source_auc_where_it_is_known() -> None:
 
 def test_data_card(small: Dataset, pairs: list[Pair]) -> None:
     mined = mined_examples(small)
-    checked = verify(generate(pairs, make_writer("rules", small)), small)
+    checked = verify(made(pairs, make_writer("rules", small)).examples, small)
     figures = card_figures(checked, mined, small)
     kept = [n for e in checked.kept for n in e.negatives]
     lengths = [len(words(f"{n.title} {n.text}")) for n in kept]
@@ -805,7 +824,7 @@ def test_real_text(shared: Path) -> None:
             )
         )
     writer = make_writer("rules", data)
-    checked = verify(generate(pairs_from(examples, data), writer), data)
+    checked = verify(generate(pairs_from(examples, data), writer).examples, data)
     assert checked.report.kept > 0.95 * checked.report.written
     assert checked.report.kept > 2 * len(examples)
     assert sum(not e.negatives for e in checked.kept) < 0.05 * len(examples)
@@ -818,10 +837,9 @@ def test_any_text_is_borne(asked: str, text: str) -> None:
     pair = Pair(
         small_dataset(Path("x")).queries["clock"].model_copy(update={"text": asked}), corpus.documents[0]
     )
-    for writer in (RulesWriter(corpus, artifact=0.5), NaiveWriter(corpus, artifact=0.5)):
-        for analysis in writer.analyse([pair]):
-            if isinstance(analysis, Analysis):
-                (found,) = writer.write([pair], [analysis])
-                assert isinstance(found, Failure) or all(n.text is not None for n in found)
-        assert len(writer.rewrite(corpus.documents)) == 2
+    for writer in (RulesWriter(corpus=corpus, artifact=0.5), NaiveWriter(corpus=corpus, artifact=0.5)):
+        found = result(writer.write(pair))
+        assert all(n.text is not None for n in found.negatives)
+        assert (found.failure is None) == bool(found.negatives)
+        assert all(isinstance(result(writer.rewrite(d)), (Passage, Failure)) for d in corpus.documents)
     assert sum(map(len, cut(corpus.documents[0]).sentences)) <= len(text)

@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from causalneg.data.schema import Analysis
+from causalneg.generation.verification.llm_judge import Judgement
 from causalneg.generation.writers.prompts import Drafts, Rewritten
+from causalneg.llm.answers import Attempts, BadAnswerError, read_answer
 from causalneg.llm.chat import (
-    Attempts,
-    BadAnswerError,
     ChatFailure,
     ChatRequest,
     ChatResult,
     Message,
     estimate_tokens,
     is_failure_kind,
-    read_answer,
 )
 
 ANALYSIS = {
@@ -63,6 +62,33 @@ def test_an_answer_is_found_through_what_models_put_around_it(text: str) -> None
     value, repaired = read_answer(text, Analysis)
     assert repaired
     assert value == Analysis.model_validate(ANALYSIS)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "The passage holds {quoted}, which is part of it. My verdict:\n{answer}",
+        "<think>it says {quoted}</think>{answer}",
+        # The template has opened the reasoning already, as those of some thinking models do.
+        "A first try: {quoted}\nNo, that is wrong.\n</think>\n\n{answer}",
+        "It says ```json\n{quoted}\n``` and so:\n```json\n{answer}\n```",
+        "<think>one</think> {quoted} <think>two</think> {answer} {{done}}",
+    ],
+)
+def test_the_last_complete_answer_behind_the_reasoning_counts(around: str) -> None:
+    quoted = '{"reason": "x", "verdict": "related"}'
+    answer = '{"reason": "It names the year.", "verdict": "answers"}'
+    value, _ = read_answer(around.format(quoted=quoted, answer=answer), Judgement)
+    assert value == Judgement(reason="It names the year.", verdict="answers")
+
+
+def test_a_draft_of_reasoning_that_was_cut_off_is_no_answer() -> None:
+    text = 'First {"text": "a draft"} comes to mind, but'
+    with pytest.raises(BadAnswerError) as caught:
+        read_answer(text, Rewritten, cut=True, salvage=True)
+    assert caught.value.kind == "cut answer"
+    # The same said in full is a model that talks around its answer.
+    assert read_answer(text, Rewritten) == (Rewritten(text="a draft"), True)
 
 
 def test_what_is_right_is_taken_as_it_is() -> None:

@@ -8,10 +8,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,15 @@ from click.testing import CliRunner, Result
 from causalneg.cli import main
 from causalneg.commands import mine_set
 from causalneg.data import read_dataset, read_examples
-from causalneg.generation.journal import Journal, read_totals
-from causalneg.generation.model_set import weights_digest
+from causalneg.generation.journal import Journal
+from causalneg.generation.status import read_totals
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer
+from causalneg.llm.weights import weights_digest
 from causalneg.mining import MiningRules
 from causalneg.world import WorldConfig, make_world
 from fault_server import MODEL, FaultServer
 
-QUICK = ("server.first_wait=0.02", "server.timeout=5")
+QUICK = ("backend.first_wait=0.02", "backend.timeout=5")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +87,10 @@ def environment(repo: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(repo / "packages"), "OMP_NUM_THREADS": "1", **more}
 
 
-def keys(journal: Path) -> list[str]:
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    return [line["key"] for line in lines if "key" in line]
+def calls(journal: Path) -> list[tuple[Any, ...]]:
+    """The finished calls of a journal, in their order."""
+    with closing(sqlite3.connect(journal)) as database:
+        return database.execute("SELECT id, key, step, value FROM calls ORDER BY id").fetchall()
 
 
 def closed_port() -> str:
@@ -158,15 +162,24 @@ def test_a_set_with_judge_and_both_voices_is_written_shown_and_trained_with(
 def test_failures_stand_in_the_status_by_kind(world: Path, mined: Path, tmp_path: Path) -> None:
     out = tmp_path / "set.jsonl"
     with FaultServer(lambda n, digest: "not json" if n % 2 else "wrong schema") as server:
-        more = asked(server.url, "server.attempts=1", "--limit", "10")
+        more = asked(server.url, "backend.attempts=1", "--limit", "10")
         result = causalneg("generate", world, mined, out, *more)
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     assert "10 of 10 pairs have no written negatives" in result.stderr
+    failed = "10 of 10 pairs have no negatives"
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: {out}: {failed}, more than max_failed=0.5 allows"
+    )
+    assert not out.exists()
+    assert f"**Failed: {failed}; the set was not written.**" in (tmp_path / "set.card.md").read_text()
     shown = causalneg("generate", world, mined, out, "--status").stdout
     assert re.search(r"failed: not json +\| +5", shown)
     assert re.search(r"failed: wrong schema +\| +5", shown)
     with FaultServer() as server:
-        assert causalneg("generate", world, mined, out, *asked(server.url, "--limit", "10")).exit_code == 0
+        assert causalneg("generate", world, mined, out, *asked(server.url, "--limit", "10")).exit_code == 2
+        kept = asked(server.url, "--limit", "10", "--max-failed", "1")
+        assert causalneg("generate", world, mined, out, *kept).exit_code == 0
+        assert [len(e.negatives) for e in read_examples(out)] == [0] * 10
         assert sum(server.happened.values()) == 0
         more = asked(server.url, "--limit", "10", "--retry-failed")
         assert causalneg("generate", world, mined, out, *more).exit_code == 0
@@ -198,16 +211,22 @@ def test_dry_run_prints_both_prompts_for_the_first_pair_and_asks_nobody(
         (["--backend", "openai", "--model", "m", "--endpoint", "CLOSED"], "no server answers; start it"),
         (["--backend", "openai", "--model", "tinny", "--endpoint", "SERVER"], "did you mean 'tiny'?"),
         (["--backend", "openai", "--model", MODEL], "endpoints: name at least one"),
-        (["--backend", "openai", "--endpoint", "SERVER"], "model: name a model"),
+        (["--backend", "openai", "--endpoint", "SERVER"], "model: name the model"),
         (["--backend", "transformers", "--model", "NONE"], "cannot be loaded"),
         (["--backend", "openai", "--profile", "hotpot"], "did you mean 'hotpotqa'?"),
-        (["--backend", "opena"], "'opena' is not one of"),
+        (["--backend", "opena"], "did you mean 'openai'?"),
         (["--backend", "openai", "budgets.tokens=3"], "did you mean 'budget"),
+        (["--backend", "openai", "server.timeout=3"], "server: this setting is now backend"),
+        (["--backend", "openai", "limits.candidates=3"], "this setting is now writer.limits"),
+        (["--backend", "openai", "backend.timeout=0"], "backend.timeout: must be above 0, got 0"),
+        (["--writer", "rule"], "did you mean 'rules'?"),
+        (["--backend", "openai", "--judge", "lm"], "did you mean 'llm'?"),
         (["--backend", "openai", "budget.money=3"], "needs the prices"),
         (["--backend", "openai", "--config", "NONE"], "no such config file"),
-        (["--backend", "rules", "--model", MODEL], "rules has no language model"),
-        (["--backend", "openai", "--artifact", "1"], "leave --artifact out"),
-        (["--backend", "openai", "--model", MODEL, "--endpoint", "SERVER", "server.context=900"], "too few"),
+        (["--backend", "rules", "--model", MODEL], "--model: no language model is asked"),
+        (["--backend", "rules", "--writer", "llm"], "leave --writer llm out"),
+        (["--backend", "openai", "--artifact", "1"], "writer 'llm' has no such setting"),
+        (["--backend", "openai", "--model", MODEL, "--endpoint", "SERVER", "backend.context=900"], "too few"),
         (
             ["--backend", "openai", "--model", MODEL, "--endpoint", "SERVER", "--judge", "cross-encoder"],
             "name a cross-encoder",
@@ -262,8 +281,9 @@ def test_the_key_is_in_no_line_and_no_file(
     world: Path, mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set.jsonl"
-    with Gossip(lambda n, digest: "told" if n % 2 else "right", key="sk-said-back") as server:
-        args = ["generate", world, mined, out, *asked(server.url, "server.attempts=1"), "--limit", "10"]
+    with Gossip(lambda n, digest: "told" if n % 3 == 2 else "right", key="sk-said-back") as server:
+        args = ["generate", world, mined, out, *asked(server.url, "backend.attempts=1"), "--limit", "10"]
+        args += ["--max-failed", "1"]
         assert "wants a key; set OPENAI_API_KEY to it" in complaint(*args)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
         line = complaint(*args)
@@ -273,7 +293,7 @@ def test_the_key_is_in_no_line_and_no_file(
         result = causalneg(*args)
     assert result.exit_code == 0, result.output
     assert read_totals(tmp_path / "set.journal").failures["server error"] > 0
-    assert "failed for ***" in (tmp_path / "set.journal").read_text()
+    assert b"failed for ***" in (tmp_path / "set.journal").read_bytes()
     assert "sk-" not in result.output
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"sk-" not in path.read_bytes(), path
@@ -300,7 +320,7 @@ def test_the_second_process_on_a_journal_refuses_before_it_loads_anything(
     world: Path, mined: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "set.jsonl"
-    with Journal(tmp_path / "set.journal", {"model": "one"}), FaultServer() as server:
+    with Journal(tmp_path / "set.journal"), FaultServer() as server:
         for args in (
             asked(server.url),
             # There is no such model, but nobody looks.
@@ -324,7 +344,7 @@ def test_killed_and_run_again_it_goes_on_and_pays_for_nothing_twice(
     most = 4
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     journal = tmp_path / "broken.journal"
-    narrow = (f"server.concurrency={most}", f"server.highest_concurrency={most}")
+    narrow = (f"backend.concurrency={most}", f"backend.highest_concurrency={most}")
     with FaultServer() as server:
         done = causalneg("generate", world, mined, whole, *asked(server.url))
         assert done.exit_code == 0, done.output
@@ -332,21 +352,19 @@ def test_killed_and_run_again_it_goes_on_and_pays_for_nothing_twice(
     with FaultServer(latency=0.02) as server:
         args = ("generate", world, mined, broken, *asked(server.url, *narrow))
         process = subprocess.Popen(command(*args), env=environment(repo), stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (journal.is_file() and len(journal.read_bytes()) > 30_000):
+        while process.poll() is None and sum(server.paid.values()) < 20:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        known = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        known = calls(journal)
         assert 2 < len(known) < 2 * pairs
-        # The last line as a power cut would leave it.
-        journal.write_bytes(b"".join(known) + b'{"set": "0')
         again = finish(args, repo)
         assert again.returncode == 0, again.stderr
-        assert "the last line was cut off, 10 bytes of it are taken away" in again.stderr
-        assert journal.read_bytes().startswith(b"".join(known))
+        assert calls(journal)[: len(known)] == known
         # Only what was on its way when it was killed is paid for again.
         assert sum(server.paid.values()) - len(server.paid) <= most
-    assert len(keys(journal)) == len(set(keys(journal))) == 2 * pairs
+    keys = [key for _, key, *_ in calls(journal)]
+    assert len(keys) == len(set(keys)) == 2 * pairs
     assert broken.read_bytes() == whole.read_bytes()
 
 
@@ -354,7 +372,7 @@ FULL = """
 import resource, signal, sys
 from causalneg.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 main(sys.argv[1:])
 """
 
@@ -375,18 +393,20 @@ def test_a_disk_that_fills_up_stops_it_in_one_line_and_nothing_is_lost(
         assert stopped.stderr.startswith(f"error: {journal}: ")
         assert "what is finished so far is kept, make room and run the same again" in stopped.stderr
         assert not out.exists()
-        known = journal.read_bytes()
-        assert known.endswith(b"\n")
+        known = calls(journal)
+        assert known
         assert causalneg(*args).exit_code == 0
-    assert journal.read_bytes().startswith(known)
-    assert len(keys(journal)) == len(set(keys(journal))) == 2 * len(read_examples(mined))
+    assert calls(journal)[: len(known)] == known
+    keys = [key for _, key, *_ in calls(journal)]
+    assert len(keys) == len(set(keys)) == 2 * len(read_examples(mined))
 
 
 def test_the_budget_holds_for_writer_and_judge_together(world: Path, mined: Path, tmp_path: Path) -> None:
     out = tmp_path / "set.jsonl"
 
     def spent() -> int:
-        return sum(read_totals(tmp_path / f"set.{name}").tokens for name in ("journal", "judge.journal"))
+        journal = tmp_path / "set.journal"
+        return read_totals(journal).tokens + read_totals(journal, "judge").tokens
 
     with FaultServer() as server:
         args = ["generate", world, mined, out, *asked(server.url, "--limit", "12", "--judge", "llm")]
@@ -412,7 +432,7 @@ def test_rewritten_passages_are_judged_though_nobody_was_named(
     assert result.exit_code == 0, result.output
     assert "Judged by llm; only unchanged ones are kept." in result.stdout
     assert "## The judge" not in result.stdout
-    assert read_totals(tmp_path / "set.judge.journal").steps["judge"] > 0
+    assert read_totals(tmp_path / "set.journal", "judge").steps["judge"] > 0
     assert [len(e.negatives) for e in read_examples(tmp_path / "set.voices.jsonl")] == [2] * 4
     negatives = [n for e in read_examples(tmp_path / "set.rejected.jsonl") for n in e.negatives]
     assert "llm" not in {n.verdict.judge for n in negatives if n.verdict}
@@ -422,7 +442,7 @@ def test_other_prompts_or_schema_begin_a_new_set_and_say_so(world: Path, mined: 
     out = tmp_path / "set.jsonl"
     said = []
     with FaultServer() as server:
-        for more in ((), ("--profile", "nq"), ("--profile", "nq", "limits.most_requirements=6"), ()):
+        for more in ((), ("--profile", "nq"), ("--profile", "nq", "writer.limits.most_requirements=6"), ()):
             before = sum(server.happened.values())
             result = causalneg("generate", world, mined, out, *asked(server.url, "--limit", "3", *more))
             assert result.exit_code == 0, result.output
@@ -439,15 +459,17 @@ def test_a_local_model_writes_and_other_weights_in_its_folder_are_another_model(
     world: Path, mined: Path, tmp_path: Path, model: Path
 ) -> None:
     out = tmp_path / "set.jsonl"
-    small = ["limits.analysis_tokens=24", "local.attempts=1", "local.device=cpu", "--limit", "3", "--quiet"]
+    small = ["writer.limits.analysis_tokens=24", "backend.attempts=1", "backend.device=cpu"]
+    small += ["--limit", "3", "--quiet"]
     args = ["generate", world, mined, out, "--backend", "transformers", "--model", model, *small]
     first = causalneg(*args)
-    assert first.exit_code == 0, first.output
+    assert first.exit_code == 2, first.output
+    assert "3 of 3 pairs have no negatives, more than max_failed=0.5 allows" in first.stderr
     totals = read_totals(tmp_path / "set.journal")
     # Noise is no JSON, so every pair fails with a reason.
     assert totals.failures.total() == 3
     assert set(totals.failures) <= {"cut answer", "not json", "empty answer", "wrong schema"}
-    assert totals.settings["weights"] == weights_digest([str(model)])
+    assert totals.identity["weights"] == weights_digest([str(model)])
     assert "new generation set" not in causalneg(*args).output
     library: Any = transformers
     other = library.AutoModelForCausalLM.from_pretrained(model)
@@ -476,3 +498,79 @@ def test_verify_asks_a_judge_when_told_and_keeps_its_answers(
         assert judged
         assert {n.verdict.judge for n in judged if n.verdict} == {"llm"}
         assert max(server.paid.values()) == 1
+
+
+def test_a_judge_that_does_not_answer_keeps_nothing(world: Path, mined: Path, tmp_path: Path) -> None:
+    written, out = tmp_path / "set.jsonl", tmp_path / "checked.jsonl"
+    assert causalneg("generate", world, mined, written, "--limit", "10", "--quiet").exit_code == 0
+    number = sum(len(e.negatives) for e in read_examples(written))
+    with FaultServer(lambda n, digest: "500") as server:
+        judge = ["--judge", "llm", "--model", MODEL, "--endpoint", server.url, *QUICK, "backend.attempts=1"]
+        line = complaint("verify", world, written, out, *judge)
+        assert (
+            f"the judge gave no verdict on {number} of {number} negatives, more than max_failed=0.5" in line
+        )
+        assert not out.exists()
+        tolerant = causalneg("verify", world, written, out, *judge, "--max-failed", "1")
+    assert tolerant.exit_code == 0
+    assert "they are rejected as not judged" in tolerant.stderr
+    assert [len(e.negatives) for e in read_examples(out)] == [0] * 10
+    rejected = [n for e in read_examples(tmp_path / "checked.rejected.jsonl") for n in e.negatives]
+    assert {n.verdict.reason for n in rejected if n.verdict} == {"not judged"}
+    # What had to do with the server is asked again, and answered now.
+    with FaultServer() as server:
+        judge = ["--judge", "llm", "--model", MODEL, "--endpoint", server.url]
+        assert causalneg("verify", world, written, out, *judge).exit_code == 0
+    assert sum(len(e.negatives) for e in read_examples(out)) == number
+
+
+def test_what_each_request_says_beside_the_prompt_belongs_to_the_set(
+    world: Path, mined: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "set.jsonl", []
+    with FaultServer() as server:
+        for more in ((), ("backend.extra_body={reasoning_effort: high, temperature: 0}",), ()):
+            before = sum(server.happened.values())
+            result = causalneg("generate", world, mined, out, *asked(server.url, "--limit", "3", *more))
+            assert result.exit_code == 0, result.output
+            said.append((sum(server.happened.values()) - before, result.stderr))
+        assert server.bodies[-1]["reasoning_effort"] == "high"
+    assert [number for number, _ in said] == [6, 6, 0]
+    assert 'extra_body is {"reasoning_effort": "high", "temperature": 0} and was none' in said[1][1]
+
+
+def test_rules_write_and_a_model_judges(world: Path, mined: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set.jsonl"
+    with FaultServer() as server:
+        judge = ["--writer", "rules", "--judge", "llm", "--model", MODEL, "--endpoint", server.url]
+        result = causalneg("generate", world, mined, out, *judge, "--limit", "5", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert {n.verdict.judge for e in read_examples(out) for n in e.negatives if n.verdict} == {"llm"}
+    shown = causalneg("generate", world, mined, out, "--status").stdout
+    assert re.search(r"- writer: rules", shown)
+    assert re.search(r"pairs finished +\| +5 of 5", shown)
+    assert re.search(r"judge: answers +\| +\d+", shown)
+
+
+def test_rules_have_a_status_too_and_a_foreign_journal_is_left_alone(
+    world: Path, mined: Path, tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "set.jsonl", tmp_path / "set.journal"
+    journal.write_text("my notes\n")
+    assert "is no journal of generated negatives" in complaint("generate", world, mined, out, "--quiet")
+    assert "is no journal of generated negatives" in complaint("generate", world, mined, out, "--status")
+    assert journal.read_text() == "my notes\n"
+    journal.unlink()
+    assert causalneg("generate", world, mined, out, "--limit", "6", "--quiet").exit_code == 0
+    first = out.read_bytes()
+    shown = causalneg("generate", world, mined, out, "--status").stdout
+    assert re.search(r"pairs finished +\| +6 of 6 \(100\.0%\)", shown)
+    assert re.search(r"tokens written +\| +0", shown)
+    # Given again, it takes what it has.
+    assert causalneg("generate", world, mined, out, "--limit", "6", "--quiet").exit_code == 0
+    assert out.read_bytes() == first
+    with closing(sqlite3.connect(journal)) as database:
+        database.execute("UPDATE jobs SET value = json_set(value, '$.negatives', 5)")
+        database.commit()
+    line = complaint("generate", world, mined, out, "--limit", "6", "--quiet")
+    assert "the journal is damaged (the result of negatives of" in line

@@ -9,10 +9,13 @@ import pytest
 import torch
 import transformers
 
-from causalneg.data.schema import Query
-from causalneg.generation.verification.judges import CrossEncoderJudge, Opinion, Question
+from causalneg.data.schema import Query, Verdict
+from causalneg.generation.journal import Journal
+from causalneg.generation.verification.cross_encoder import CrossEncoderJudge
+from causalneg.generation.verification.judge import Judge, Question, ask
 from causalneg.generation.writers.prompts import Rewritten
-from causalneg.llm.chat import Attempts, ChatFailure, ChatRequest, ChatResult, Message, complete
+from causalneg.llm.answers import Attempts
+from causalneg.llm.chat import ChatFailure, ChatRequest, ChatResult, Message, complete
 from causalneg.llm.tiny_model import make_model, save, train_tokenizer
 from causalneg.llm.transformers_local import SeededSampling, TransformersBackend
 from common.errors import BackendError, ConfigError
@@ -51,7 +54,7 @@ def request(number: int, prompt: str, **more: float | int) -> ChatRequest:
 
 def test_a_local_model_answers_alone_and_in_batches_alike(folder: Path) -> None:
     asked = [request(n, prompt) for n, prompt in enumerate(PROMPTS * 2)]
-    together = TransformersBackend(folder, batch=4, device="cpu")
+    together = TransformersBackend(model=str(folder), batch=4, device="cpu")
     outcomes = complete(together, asked)
     assert [o.key for o in outcomes] == [r.key for r in asked]
     for outcome in outcomes:
@@ -59,13 +62,13 @@ def test_a_local_model_answers_alone_and_in_batches_alike(folder: Path) -> None:
         assert outcome.value == Rewritten(text="Ann won.")
         assert not outcome.repaired
         assert outcome.completion_tokens == together.count(ANSWER)
-    assert complete(TransformersBackend(folder, batch=1, device="cpu"), asked) == outcomes
+    assert complete(TransformersBackend(model=str(folder), batch=1, device="cpu"), asked) == outcomes
 
 
 def test_sampled_answers_depend_on_their_seed_and_not_on_the_batch(folder: Path) -> None:
     # So hot that what comes is noise, which no shape fits: the same noise in any company.
     hot = [request(n, PROMPTS[n % 3], temperature=9.0, seed=n % 4, max_tokens=12) for n in range(8)]
-    backend = TransformersBackend(folder, device="cpu")
+    backend = TransformersBackend(model=str(folder), device="cpu")
     asked = [(Attempts(r, 1), backend._prompt(r)) for r in hot]
     together = backend._write(asked)
     assert [backend._write([one])[0] for one in asked] == together
@@ -73,21 +76,21 @@ def test_sampled_answers_depend_on_their_seed_and_not_on_the_batch(folder: Path)
 
 
 def test_a_cut_answer_is_asked_for_again_and_fails_in_the_end(folder: Path) -> None:
-    backend = TransformersBackend(folder, attempts=3, device="cpu")
+    backend = TransformersBackend(model=str(folder), attempts=3, device="cpu")
     (outcome,) = complete(backend, [request(0, PROMPTS[0], max_tokens=2)])
     # 2, then 4, then 8 tokens: the third attempt has room for it.
     assert isinstance(outcome, ChatResult)
     assert outcome.attempts == 3
     assert outcome.completion_tokens == 6 + backend.count(ANSWER)
     (outcome,) = complete(
-        TransformersBackend(folder, attempts=1, device="cpu"), [request(0, "?", max_tokens=2)]
+        TransformersBackend(model=str(folder), attempts=1, device="cpu"), [request(0, "?", max_tokens=2)]
     )
     assert isinstance(outcome, ChatFailure)
     assert outcome.kind == "cut answer"
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_the_others_go_on(folder: Path) -> None:
-    backend = TransformersBackend(folder, device="cpu")
+    backend = TransformersBackend(model=str(folder), device="cpu")
     assert backend.context == 128
     long, short = complete(backend, [request(0, "who " * 200), request(1, PROMPTS[0])])
     assert isinstance(long, ChatFailure)
@@ -118,9 +121,9 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 
 def test_what_is_no_model_is_told(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(BackendError, match="cannot be loaded"):
-        TransformersBackend(tmp_path / "none")
+        TransformersBackend(model=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="batch: must be at least 1, got 0"):
-        TransformersBackend(folder, batch=0)
+        TransformersBackend(model=str(folder), batch=0)
 
 
 @pytest.fixture(scope="module")
@@ -165,32 +168,39 @@ def test_a_cross_encoder_scores_a_pair_the_same_in_any_company(cross_encoder: Pa
         ("who", "the race"),
         ("won", "late"),
     ]
-    together = CrossEncoderJudge(cross_encoder, batch=4, device="cpu").scores(pairs)
-    alone = [CrossEncoderJudge(cross_encoder, batch=1, device="cpu").scores([p])[0] for p in pairs]
+    together = CrossEncoderJudge(model=str(cross_encoder), batch=4, device="cpu").scores(pairs)
+    alone = [CrossEncoderJudge(model=str(cross_encoder), batch=1, device="cpu").scores([p])[0] for p in pairs]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len({round(s, 3) for s in together}) == 4
+
+
+def reasons(judge: Judge, questions: list[Question]) -> list[str]:
+    found = ask(judge, questions, Journal().ledger("judge", judge.identity))
+    return [verdict.reason for verdict in found if isinstance(verdict, Verdict)]
 
 
 def test_a_passage_answers_if_it_scores_within_the_margin_of_the_positive(cross_encoder: Path) -> None:
     query = Query(id="q", text="who won")
     texts = ["ann won", "bo won the race", "the race late ."]
     scores = dict(
-        zip(texts, CrossEncoderJudge(cross_encoder).scores([("who won", t) for t in texts]), strict=True)
+        zip(
+            texts,
+            CrossEncoderJudge(model=str(cross_encoder)).scores([("who won", t) for t in texts]),
+            strict=True,
+        )
     )
     low, middle, high = sorted(texts, key=lambda t: scores[t])
     gap = scores[high] - scores[middle]
     for margin, kinds in (
-        (0.0, ["related", "related", "answers"]),
-        (gap * 1.01, ["related", "answers", "answers"]),
+        (0.0, ["valid", "valid", "answers"]),
+        (gap * 1.01, ["valid", "answers", "answers"]),
     ):
-        judge = CrossEncoderJudge(cross_encoder, margin=margin)
-        said = judge.judge([Question(query, text, positive=high) for text in (low, middle, high)])
-        assert [o.kind for o in said if isinstance(o, Opinion)] == kinds
-    bare = CrossEncoderJudge(cross_encoder).judge([Question(query, text) for text in texts])
-    expected = ["answers" if scores[t] >= 0 else "related" for t in texts]
-    assert [o.kind for o in bare if isinstance(o, Opinion)] == expected
+        judge = CrossEncoderJudge(model=str(cross_encoder), margin=margin)
+        assert reasons(judge, [Question(query, text, positive=high) for text in (low, middle, high)]) == kinds
+    bare = reasons(CrossEncoderJudge(model=str(cross_encoder)), [Question(query, text) for text in texts])
+    assert bare == ["answers" if scores[t] >= 0 else "valid" for t in texts]
 
 
 def test_a_judge_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="cannot be loaded"):
-        CrossEncoderJudge(tmp_path / "none").scores([("a", "b")])
+        CrossEncoderJudge(model=str(tmp_path / "none")).scores([("a", "b")])

@@ -15,12 +15,12 @@ from causalneg.generation.writers.prompts import (
     Drafts,
     Limits,
     Prompts,
-    bounded_schema,
     choose_orders,
     cut_document,
     load_profile,
     profile_names,
 )
+from causalneg.llm.schema import bounded_schema
 from common.errors import ConfigError, DataError
 
 QUERY = Query(id="q", text="Who built the bridge?")

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 
 from causalneg.data.schema import Analysis, Document, Query
-from causalneg.generation.journal import read_totals
-from causalneg.generation.model_pipeline import generate_with_model, open_journal
-from causalneg.generation.steps import Budget, Runner
+from causalneg.generation.driver import Generated, generate
+from causalneg.generation.jobs import Runner
+from causalneg.generation.journal import Journal
+from causalneg.generation.status import read_totals
 from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.language_model import LLMWriter
 from causalneg.generation.writers.prompts import Prompts
+from causalneg.llm.budget import Budget
 from causalneg.llm.chat import ChatFailure, ChatRequest, ChatResult, complete
 from causalneg.llm.openai_server import OpenAIBackend
 from common.errors import BackendError, ConfigError
@@ -33,7 +35,7 @@ from fault_server import FAULTS, MODEL, Behaviour, FaultServer, half_fail
 def client(endpoints: str | Sequence[str], **settings: Any) -> Iterator[OpenAIBackend]:
     urls = [endpoints] if isinstance(endpoints, str) else list(endpoints)
     quick = {"timeout": 0.4, "first_wait": 0.02, "attempts": 8}
-    backend = OpenAIBackend(urls, MODEL, **(quick | settings))
+    backend = OpenAIBackend(model=MODEL, endpoints=urls, **(quick | settings))
     try:
         yield backend
     finally:
@@ -161,7 +163,9 @@ def test_several_endpoints_share_the_work_and_one_that_is_away_stops_nobody() ->
 
 def test_a_server_that_goes_away_ends_the_run_in_one_line() -> None:
     with FaultServer() as server:
-        backend = OpenAIBackend([server.url], MODEL, first_wait=0.02, patience=0.3, timeout=0.1)
+        backend = OpenAIBackend(
+            model=MODEL, endpoints=[server.url], first_wait=0.02, patience=0.3, timeout=0.1
+        )
     try:
         with pytest.raises(BackendError, match=r"no server has answered for 0\.3 s; what is"):
             complete(backend, requests(2))
@@ -174,7 +178,7 @@ def test_no_server_is_told_before_anything_is_asked() -> None:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         with pytest.raises(BackendError, match="no server answers; start it, or give another endpoint"):
-            OpenAIBackend([url], MODEL)
+            OpenAIBackend(model=MODEL, endpoints=[url])
 
 
 def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
@@ -184,10 +188,10 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
     key = "sk-very-secret"
     with FaultServer(lambda n, d: "500", key=key) as server:
         with pytest.raises(BackendError, match="wants a key; set MY_KEY to it"):
-            OpenAIBackend([server.url], MODEL, key_variable="MY_KEY")
+            OpenAIBackend(model=MODEL, endpoints=[server.url], key_variable="MY_KEY")
         monkeypatch.setenv("MY_KEY", "sk-wrong-one")
         with pytest.raises(BackendError) as caught:
-            OpenAIBackend([server.url], MODEL, key_variable="MY_KEY")
+            OpenAIBackend(model=MODEL, endpoints=[server.url], key_variable="MY_KEY")
         assert str(caught.value) == f"{server.url}: refuses the key in MY_KEY; check that key"
         monkeypatch.setenv("MY_KEY", key)
         with client(server.url, key_variable="MY_KEY", attempts=1) as backend:
@@ -214,13 +218,13 @@ def test_a_server_that_repeats_the_key_is_not_quoted_with_it(monkeypatch: pytest
 
 def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
     with FaultServer() as server, pytest.raises(BackendError) as caught:
-        OpenAIBackend([server.url], "tinny")
+        OpenAIBackend(model="tinny", endpoints=[server.url])
     assert str(caught.value) == f"{server.url}: has no model 'tinny', only tiny; did you mean 'tiny'?"
 
 
 def test_settings_that_cannot_be_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        OpenAIBackend(["localhost:8000"], "", timeout=0.0)
+        OpenAIBackend(endpoints=["localhost:8000"], timeout=0.0)
     assert len(caught.value.messages) == 3
 
 
@@ -258,8 +262,9 @@ def test_a_pair_that_is_too_long_for_the_server_is_tried_again_cut() -> None:
     whole = " ".join(f"Sentence {n} is here." for n in range(400))
     long = Pair(pair(0).query, Document(id="d", text=whole))
     with FaultServer(context=12_000) as server, client(server.url) as backend:
-        (analysis,) = LLMWriter(backend).analyse([long])
-    assert isinstance(analysis, Analysis)
+        made = generate([long], LLMWriter(backend=backend), report=lambda line: None)
+    assert made.cut == 1
+    assert made.examples[0].negatives
     assert server.happened["too long"] >= 1
     shown = server.bodies[-1]["messages"][1]["content"].split("\n\n")[1]
     assert shown.endswith(" is here.")
@@ -269,13 +274,18 @@ def test_a_pair_that_is_too_long_for_the_server_is_tried_again_cut() -> None:
 PAIRS = 40
 
 
+def journaled(path: Path, backend: OpenAIBackend, count: int, **more: Any) -> Generated:
+    writer = LLMWriter(backend=backend)
+    with Journal(path) as journal:
+        ledger = journal.ledger("writer", writer.identity)
+        more = {"report": lambda line: None, **more}
+        return generate([pair(n) for n in range(count)], writer, ledger=ledger, **more)
+
+
 def run(path: Path, count: int, **settings: Any) -> Any:
     faults = tuple(f for f in FAULTS if f != "stall") if count <= PAIRS else FAULTS
     with FaultServer(half_fail(faults=faults)) as server, client(server.url, **settings) as backend:
-        writer = LLMWriter(backend)
-        with open_journal(path, writer) as journal:
-            writer.keep(journal)
-            made = generate_with_model([pair(n) for n in range(count)], writer, report=lambda line: None)
+        made = journaled(path, backend, count)
     return server, made
 
 
@@ -303,16 +313,11 @@ def test_few_attempts_leave_failures_with_reasons_that_a_second_run_repairs(tmp_
     check(server, made, path, PAIRS)
     paid = Counter(server.paid)
     with FaultServer() as server, client(server.url) as backend:
-        writer = LLMWriter(backend)
-        with open_journal(path, writer) as journal:
-            writer.keep(journal)
-            # What had to do with the server is tried again; a bad answer only when asked for.
-            again = generate_with_model([pair(n) for n in range(PAIRS)], writer, report=lambda line: None)
-            assert set(again.failures) <= {"cut answer", "empty answer", "not json", "wrong schema"}
-            assert not again.failures["server error"]
-            last = generate_with_model(
-                [pair(n) for n in range(PAIRS)], writer, retry_failed=True, report=lambda line: None
-            )
+        # What had to do with the server is tried again; a bad answer only when asked for.
+        again = journaled(path, backend, PAIRS)
+        assert set(again.failures) <= {"cut answer", "empty answer", "not json", "wrong schema"}
+        assert not again.failures["server error"]
+        last = journaled(path, backend, PAIRS, retry_failed=True)
     assert not last.failures
     assert all(e.negatives for e in last.examples)
     assert not set(paid) & set(server.paid)
@@ -320,21 +325,15 @@ def test_few_attempts_leave_failures_with_reasons_that_a_second_run_repairs(tmp_
 
 def test_a_budget_in_tokens_is_never_exceeded_and_the_rest_follows_later(tmp_path: Path) -> None:
     path = tmp_path / "set.journal"
-    pairs = [pair(n) for n in range(30)]
     said: list[str] = []
     with FaultServer() as server, client(server.url) as backend:
-        writer = LLMWriter(backend)
-        with open_journal(path, writer) as journal:
-            writer.keep(journal, Budget(tokens=9_000))
-            some = generate_with_model(pairs, writer, report=said.append)
+        some = journaled(path, backend, 30, budget=Budget(tokens=9_000), report=said.append)
         assert 0 < some.unfinished < 30
         assert len(some.examples) == 30 - some.unfinished
         assert read_totals(path).tokens <= 9_000
         assert "the budget is spent" in said[0]
-        with open_journal(path, writer) as journal:
-            prices = Budget(money=1.0, prompt_price=1.0, completion_price=2.0)
-            writer.keep(journal, prices)
-            whole = generate_with_model(pairs, writer, report=said.append)
+        prices = Budget(money=1.0, prompt_price=1.0, completion_price=2.0)
+        whole = journaled(path, backend, 30, budget=prices, report=said.append)
     assert (whole.unfinished, len(whole.examples)) == (0, 30)
     assert max(server.paid.values()) == 1
     assert len(server.paid) == 60
@@ -379,21 +378,21 @@ def test_faults_pile_nothing_up_in_memory(tmp_path: Path, repo: Path) -> None:
     pairs, window, looks = 500, 16, (100, 290, 480)
     held, alive = [], []
     with server_apart(repo) as url, client(url, highest_concurrency=32) as backend:
-        writer = LLMWriter(backend)
-        with open_journal(tmp_path / "set.journal", writer) as journal:
-            jobs = (writer.job(pair(number)) for number in range(pairs))
+        writer = LLMWriter(backend=backend)
+        with Journal(tmp_path / "set.journal") as journal:
+            ledger = journal.ledger("writer", writer.identity)
+            jobs = (writer.write(pair(number)) for number in range(pairs))
             tracemalloc.start()
             try:
-                for ended, _ in enumerate(Runner(jobs, backend, journal=journal, window=window), start=1):
+                for ended, _ in enumerate(Runner(jobs, backend, ledger=ledger, window=window), start=1):
                     if ended in looks:
                         gc.collect()
                         held.append(tracemalloc.get_traced_memory()[0])
                         alive.append(sum(type(o) is ChatRequest for o in gc.get_objects()))
             finally:
                 tracemalloc.stop()
-            assert journal.totals.finished == pairs
+            assert sum(ledger.totals().steps.values()) > pairs
     # Of each pair under way one request is out, and one may just have been answered.
     assert max(alive) <= 2 * window
-    # What has to be remembered of a pair is where its answers stand in the journal: two keys of 16 bytes and
-    # two numbers in a dict, and how far it is in another; its prompts alone would be ten times that.
-    assert (held[-1] - held[0]) / (looks[-1] - looks[0]) < 1000
+    # Nothing has to be remembered of a pair; the prompts of one would be some thousand bytes.
+    assert (held[-1] - held[0]) / (looks[-1] - looks[0]) < 500

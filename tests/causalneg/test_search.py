@@ -331,6 +331,6 @@ def test_bm25_on_real_text(shared: Path, name: str, known: dict[str, float]) -> 
 
 def test_the_commands_do_not_bring_along_what_engine_processes_cannot_start_beside() -> None:
     """numba comes with bm25s; vLLM's processes read the modules of the main script again, and stop at it."""
-    names = "causalneg.cli, causalneg.commands, causalneg.training.run, causalneg.generation.model_set"
+    names = "causalneg.cli, causalneg.commands, causalneg.training.run, causalneg.generation.sets"
     code = f"import sys, {names}; sys.exit('bm25s' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

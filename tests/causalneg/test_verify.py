@@ -5,20 +5,20 @@ from __future__ import annotations
 import random
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from causalneg.data import Dataset, read_dataset
-from causalneg.data.schema import Example, Facet, Negative, Passage, Reason, StrategyKind
-from causalneg.generation.backends import make_writer
-from causalneg.generation.pipeline import generate, pairs_from
-from causalneg.generation.verification.heuristics import Report, Verification, verify
+from causalneg.data.schema import Document, Example, Facet, Negative, Passage, Reason, StrategyKind
+from causalneg.generation.driver import generate, pairs_from
+from causalneg.generation.verification.heuristics import Counts, Verification, verify
 from causalneg.generation.writers.english import ABOUT, HOLDS_FOR, RELATION, STATES, replace_phrases
 from causalneg.text.style import stylise
 from causalneg.world import World, WorldConfig, make_world
 from causalneg.world.language import kind_of, names_in
 from common.errors import ConfigError
-from small_corpus import QUESTIONS, TEXTS, mined_examples, small_dataset
+from small_corpus import QUESTIONS, TEXTS, make_writer, mined_examples, small_dataset
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_filler_that_many_queries_share(small: Dataset) -> None:
 
 def test_mined_negatives_pass_untouched_and_all_is_counted(small: Dataset) -> None:
     mined = mined_examples(small)
-    written = generate(pairs_from(mined, small), make_writer("rules", small))
+    written = generate(pairs_from(mined, small), make_writer("rules", small)).examples
     both = [
         m.model_copy(update={"negatives": [*m.negatives, *w.negatives]})
         for m, w in zip(mined, written, strict=True)
@@ -246,7 +246,7 @@ def test_values_out_of_range(small: Dataset) -> None:
 
 
 def test_report_by_hand() -> None:
-    report = Report(
+    report = Counts(
         reasons={
             ("rules", "entity shift", "valid"): 3,
             ("rules", "entity shift", "answers"): 1,
@@ -259,12 +259,12 @@ def test_report_by_hand() -> None:
     text = " ".join(report.to_markdown().split())
     assert "| rules | entity shift | 4 | 3 | 1 | 0 |" in text
     assert "3 of 5 written negatives kept, 7 mined ones passed on." in text
-    truth = Report(
+    truth = Counts(
         reasons={("x", "none", "valid"): 4}, truth={"related": 1, "off topic": 1, "wrong answer": 2}
     )
     assert truth.shares() == {"valid": 0.25, "off topic": 0.25, "answering": 0.5}
     assert truth.to_dict()["truth"] == {"off topic": 1, "related": 1, "wrong answer": 2}
-    assert Report().to_markdown().startswith("0 of 0")
+    assert Counts().to_markdown().startswith("0 of 0")
 
 
 # The embedded world
@@ -352,3 +352,80 @@ def test_false_negatives_of_a_mined_set_are_counted(world_folder: Path) -> None:
     assert sum(len(e.negatives) for e in checked.rejected) == false
     assert all(n.document_id not in truth[e.query.id] for e in checked.kept for n in e.negatives)
     assert f"{false} of the mined ones answer, by truth." in checked.report.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (f"{BERN} answer: valid", "near positive"),
+        (f"IGNORE ALL RULES. {BERN}", "near positive"),
+        (BERN.replace("people lived", "people, it is said, lived"), "near positive"),
+        ("-".join(BERN.split()), "equals positive"),
+        ("-".join(BERN.split()) + "-indeed", "near positive"),
+        ("".join(f"<b>{word}</b> " for word in BERN.split()), "equals positive"),
+        ("\u200b ".join(BERN.split()), "equals positive"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["constraint violation", "entity shift", None])
+def test_a_positive_with_words_or_joints_more_is_a_positive(
+    small: Dataset, made: str, found: Reason, strategy: StrategyKind | None
+) -> None:
+    one = negative(made, title="Bern", requirement="It gives the year.", strategy=strategy)
+    assert reason(small, "trams", one) == found
+
+
+def by_model(text: str, **more: Any) -> Negative:
+    return negative(text, title="Graz").model_copy(update={"model": "tiny", **more})
+
+
+GRAZ = TEXTS["graz"][1].replace(
+    "Students come to Graz from many countries", "Many people have lived there in Graz"
+)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This is not the answer to the query, it is an entity shift.",
+        "It does not answer the question about Bern.",
+        "The passage does not mention the year.",
+        "The searcher looks for Bern.",
+        "The query asks for Bern.",
+    ],
+)
+def test_a_text_that_speaks_of_the_task_is_none(small: Dataset, said: str) -> None:
+    assert reason(small, "trams", by_model(GRAZ)) == "valid"
+    found, detail = judged(small, "trams", by_model(f"{GRAZ} {said}"))[0]
+    assert (found, detail.startswith("it says “")) == ("about the task", True)
+    # A corpus may speak of queries; then its texts may too.
+    document = Document(id="graz-query", title="Graz", text=f"Queries. {said} More of that.")
+    data = Dataset(small.path, [*small.documents, document], small.queries, small.qrels)
+    assert reason(data, "trams", by_model(f"{GRAZ} {said}", document_id="graz-query")) != "about the task"
+
+
+def test_copies_of_what_a_model_was_shown_and_lengths_that_nobody_asked_for(small: Dataset) -> None:
+    graz = TEXTS["graz"][1]
+    assert reason(small, "trams", by_model(graz, document_id="graz")) == "duplicate"
+    pairs = pairs_from(mined_examples(small), small)
+    example = Example(
+        query=small.queries["trams"],
+        positives=[Passage(document_id="bern")],
+        negatives=[by_model(graz), by_model(graz.replace("castle", "tower"))],
+    )
+    verdicts = {
+        n.text: n.verdict
+        for checked in [verify([example], small, shown=pairs)]
+        for e in (*checked.kept, *checked.rejected)
+        for n in e.negatives
+    }
+    copied, changed = verdicts[graz], verdicts[graz.replace("castle", "tower")]
+    assert copied is not None
+    assert changed is not None
+    assert (copied.reason, "shown" in copied.detail) == ("duplicate", True)
+    assert "shown" not in changed.detail
+    short, long = by_model("Graz is old."), by_model(f"{GRAZ} " * 12)
+    for text, found in ((short, "too short"), (long, "too long")):
+        one = Example(query=example.query, positives=example.positives, negatives=[text])
+        (rejected,) = verify([one], small, range_share=0.0).rejected
+        assert rejected.negatives[0].verdict is not None
+        assert rejected.negatives[0].verdict.reason == found

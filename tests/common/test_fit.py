@@ -6,7 +6,7 @@ import csv
 import itertools
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.errors import ConfigError, DataError
-from common.training import fit as fit_module
-from common.training.fit import (
-    FitConfig,
-    FitResult,
-    batch_size,
-    fit,
-    forget_optimizer,
-    load_checkpoint,
-    position,
-)
+from common.config import load
+from common.errors import ConfigError, DataError, DivergedError, Interrupted
+from common.training.callbacks import Meter, batch_size
+from common.training.checkpoint import forget_optimizer, load_checkpoint
+from common.training.config import RENAMED, FitConfig
+from common.training.fit import FitResult, fit, position
 from common.training.tracking import MetricsFile
 
 ROWS, WIDTH, BATCH = 56, 4, 8
@@ -100,7 +95,8 @@ class Network(L.LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         value = self.loss(batch) if self.scripted is None else self.scripted[self.trainer.current_epoch]
-        self.log("valid/loss", value, batch_size=ROWS)
+        for name in ("valid/loss", "valid/auc"):
+            self.log(name, value, batch_size=ROWS)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.05)
@@ -125,7 +121,6 @@ def settings(**changes: Any) -> FitConfig:
     values: dict[str, Any] = {
         "epochs": 3,
         "monitor": "valid/loss",
-        "mode": "min",
         "patience": 0,
         "accelerator": "cpu",
         "progress": False,
@@ -136,7 +131,7 @@ def settings(**changes: Any) -> FitConfig:
 
 
 def train(
-    folder: Path, config: FitConfig, kill: Kill | None = None, scripted: Sequence[float] | None = None
+    folder: Path, config: FitConfig, kill: Callback | None = None, scripted: Sequence[float] | None = None
 ) -> tuple[Network, FitResult]:
     network = Network(scripted)
     result = fit(
@@ -224,16 +219,6 @@ def test_a_complete_run_goes_on_when_more_epochs_are_asked_for(tmp_path: Path) -
     assert_equal(dict(parts.state_dict()), dict(whole.state_dict()))
 
 
-def test_without_resume_everything_begins_again(tmp_path: Path) -> None:
-    first, _ = train(tmp_path, settings())
-    network = Network()
-    log = MetricsFile(tmp_path / "metrics.csv")
-    fit(network, Rows(), config=settings(), run_dir=tmp_path, seed=5, loggers=[log], resume=False)
-    assert len(network.seen) == 3 * BATCHES
-    assert_equal(dict(first.state_dict()), dict(network.state_dict()))
-    assert [row["step"] for row in table(tmp_path)].count("0") == 1
-
-
 def test_another_seed_gives_another_dropout(tmp_path: Path) -> None:
     networks = []
     for seed in (1, 2):
@@ -253,9 +238,11 @@ def test_patience_counts_epochs_without_improvement_and_the_best_weights_come_ba
     assert not torch.equal(last, network.state_dict()["layers.0.weight"])
 
 
-def test_more_is_better_when_the_mode_says_so(tmp_path: Path) -> None:
-    _, result = train(tmp_path, settings(epochs=5, patience=1, mode="max"), scripted=[0.5, 0.6, 0.6, 0.9, 1])
-    assert (result.epochs, result.stopped_early) == (3, True)
+@pytest.mark.parametrize(("monitor", "epochs"), [("valid/auc", 3), ("valid/loss", 2)])
+def test_the_metric_says_whether_more_or_less_is_better(tmp_path: Path, monitor: str, epochs: int) -> None:
+    script = [0.5, 0.6, 0.6, 0.9, 1]
+    _, result = train(tmp_path, settings(epochs=5, patience=1, monitor=monitor), scripted=script)
+    assert (result.epochs, result.stopped_early) == (epochs, True)
 
 
 def test_patience_is_remembered_over_a_kill(tmp_path: Path) -> None:
@@ -293,8 +280,8 @@ def test_a_metric_that_never_has_a_value_keeps_the_last_weights(tmp_path: Path) 
 
 
 def test_an_unknown_monitor_is_named_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"did not log 'valid/los'; did you mean 'valid/loss'\?"):
-        train(tmp_path, settings(monitor="valid/los"))
+    with pytest.raises(ConfigError, match=r"did not log 'valid/gauc'; did you mean 'valid/auc'\?"):
+        train(tmp_path, settings(monitor="valid/gauc"))
 
 
 def test_a_finished_run_keeps_its_weights_without_the_optimizer(tmp_path: Path) -> None:
@@ -375,14 +362,178 @@ def test_without_validation_the_last_weights_are_the_result(tmp_path: Path) -> N
     assert result.best_path == result.last_path
 
 
-def test_ctrl_c_is_an_interrupt_and_leaves_the_checkpoint(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, settings(), Kill(9, KeyboardInterrupt()))
-    assert signal.getsignal(signal.SIGINT) is handler
-    whole, _ = train(tmp_path / "whole", settings())
-    resumed, _ = train(tmp_path, settings())
+class Send(Callback):
+    """Sends this process a signal in the middle of a batch."""
+
+    def __init__(self, signum: int, *batches: int) -> None:
+        self.signum, self.batches = signum, batches
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.fit_loop.total_batch_idx in self.batches:
+            signal.raise_signal(self.signum)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("batch", "accumulate", "step"), [(9, 1, 10), (9, 2, 6), (BATCHES - 1, 1, BATCHES)])
+def test_a_signal_saves_the_step_that_is_under_way(
+    tmp_path: Path, signum: int, batch: int, accumulate: int, step: int
+) -> None:
+    """By default no checkpoint is due inside an epoch: that of the signal is the only one."""
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    config = settings(checkpoint_steps=0, accumulate=accumulate, lr_factor=0.5)
+    with pytest.raises(Interrupted, match=rf"step {step} is saved; run the same command again") as caught:
+        train(tmp_path, config, Send(signum, batch))
+    assert caught.value.signum == signum
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == step
+    whole, _ = train(tmp_path / "whole", config)
+    resumed, _ = train(tmp_path, config)
     assert_equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert table(tmp_path) == table(tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped at once"):
+        train(tmp_path, settings(accumulate=4, checkpoint_steps=0), Send(signal.SIGINT, 1, 2))
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, result = train(tmp_path, settings(epochs=1), Send(signal.SIGINT, 2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.epochs == 1
+
+
+def test_a_checkpoint_is_written_every_few_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 61)
+    monkeypatch.setattr("common.training.checkpoint.time.monotonic", lambda: next(clock))
+    with pytest.raises(KilledError):
+        train(tmp_path, settings(checkpoint_steps=0, checkpoint_minutes=1.0), Kill(5, KilledError()))
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 5
+    with pytest.raises(KilledError):
+        train(tmp_path / "two", settings(checkpoint_steps=0, checkpoint_minutes=0.0), Kill(5, KilledError()))
+    assert not (tmp_path / "two" / "checkpoints" / "last.ckpt").exists()
+    assert FitConfig().checkpoint_minutes == 5
+
+
+class Scheduled(Network):
+    """With a schedule that sets the rate anew at every step."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_a_cut_of_the_rate_and_a_schedule_multiply(tmp_path: Path) -> None:
+    script = [0.5, 0.6, 0.4, 0.4, 0.4]
+    cut = [1, 1, 0.1, 0.1, 0.01]
+    expected = [0.05 * cut[step // BATCHES] / (1 + step) for step in range(5 * BATCHES)]
+    config = settings(epochs=5, lr_factor=0.1)
+    whole = Scheduled(script)
+    fit(whole, Rows(), config=config, run_dir=tmp_path / "whole", seed=5)
+    assert whole.rates == pytest.approx(expected, rel=1e-12)
+    kill = Kill(3 * BATCHES + 2, KilledError())
+    with pytest.raises(KilledError):
+        fit(Scheduled(script), Rows(), config=config, run_dir=tmp_path, seed=5, callbacks=[kill])
+    resumed = Scheduled(script)
+    fit(resumed, Rows(), config=config, run_dir=tmp_path, seed=5)
+    assert resumed.rates == whole.rates[-len(resumed.rates) :]
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(1000, [0, 6, 7, 13, 14, 20]), (5, [0, 4, 6, 7, 9, 13, 14, 19, 20])]
+)
+def test_the_first_and_the_last_step_of_every_epoch_are_logged(
+    tmp_path: Path, every: int, steps: list[int]
+) -> None:
+    train(tmp_path, settings(log_every=every))
+    assert [int(row["step"]) for row in table(tmp_path) if row["train/loss"]] == steps
+
+
+def test_with_accumulation_the_first_and_the_last_step_are_logged_too(tmp_path: Path) -> None:
+    train(tmp_path, settings(log_every=1000, accumulate=3, epochs=2))
+    assert [int(row["step"]) for row in table(tmp_path) if row["train/loss"]] == [0, 2, 3, 5]
+
+
+def test_the_row_of_a_step_is_in_the_file_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill right behind a checkpoint loses no row: the checkpoint counts on it."""
+    rows: list[tuple[int, list[str]]] = []
+    save = L.Trainer.save_checkpoint
+
+    def saving(trainer: L.Trainer, path: Path, *args: Any, **named: Any) -> None:
+        rows.append((trainer.global_step, [row["step"] for row in table(tmp_path) if row["train/loss"]]))
+        save(trainer, path, *args, **named)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", saving)
+    train(tmp_path, settings(epochs=2))
+    assert len(rows) >= 2 * BATCHES
+    for step, written in rows:
+        assert written == [str(number) for number in range(step)]
+
+
+def test_rows_behind_the_checkpoint_go_when_the_run_is_resumed_with_another_log_every(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        train(tmp_path, settings(checkpoint_steps=4), Kill(6, KilledError()))
+    assert [row["step"] for row in table(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
+    train(tmp_path, settings(checkpoint_steps=4, log_every=1000, epochs=1))
+    assert [row["step"] for row in table(tmp_path)] == ["0", "1", "2", "3", "6", "6"]
+
+
+class Diverging(Network):
+    """Its loss or its weights are not finite from a step on."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__()
+        self.step, self.what = step, what
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.what == "loss" and self.global_step >= self.step:
+            return loss * math.nan
+        return loss
+
+    def on_before_zero_grad(self, *_: Any) -> None:
+        if self.what == "weights" and self.global_step == self.step:
+            nn.init.constant_(self.get_parameter("layers.3.bias"), math.inf)
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("loss", r"training diverged: the loss is not finite from step 10 on; lower train.learning_rate"),
+        ("weights", r"training diverged: (the loss|the weights 'layers.3.bias') (are|is) not finite"),
+    ],
+)
+def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(
+    tmp_path: Path, what: str, line: str
+) -> None:
+    config = settings(checkpoint_steps=4)
+    with pytest.raises(DivergedError, match=line) as caught:
+        fit(Diverging(9, what), Rows(), config=config, run_dir=tmp_path, seed=5)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    step = load_checkpoint(last)["global_step"]
+    assert f"{last}, of step {step}, is kept" in str(caught.value)
+    assert 7 <= step < 10
+    assert all(bool(torch.isfinite(value).all()) for value in weights(last).values())
+
+
+def test_a_metric_without_a_value_is_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, settings(epochs=3), scripted=[math.nan, math.nan, math.nan])
+    assert capsys.readouterr().err.count("valid/loss has no value on these validation rows") == 1
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path: Path) -> None:
+    train(tmp_path, settings(epochs=2))
+    with pytest.raises(ConfigError, match=r"fit.epochs: .* has 2 epochs behind it, got 1"):
+        train(tmp_path, settings(epochs=1))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -391,25 +542,64 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         fit(Line(), Four(), config=settings(epochs=1), run_dir=tmp_path, seed=0)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 1000])
-def test_a_cut_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+def broken_checkpoints() -> Iterator[tuple[str, Callable[[Path], object]]]:
+    def without(part: str) -> Callable[[Path], object]:
+        def remove(path: Path) -> None:
+            content = torch.load(path, weights_only=True)
+            del content[part]
+            torch.save(content, path)
+
+        return remove
+
+    yield from (
+        (f"cut to {keep}", lambda path, keep=keep: path.write_bytes(path.read_bytes()[:keep]))
+        for keep in (0, 1, 10, 100, 1000, 2000, 4000)
+    )
+    noise = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    yield "noise", lambda path: path.write_bytes(noise.numpy().tobytes())
+    yield "text", lambda path: path.write_text("not a checkpoint")
+    yield "a list", lambda path: torch.save([1, 2], path)
+    yield "other weights", lambda path: torch.save({"state_dict": 3}, path)
+    yield from (
+        (f"without {p}", without(p)) for p in ("callbacks", "state_dict", "optimizer_states", "loops")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"), [pytest.param(*case, id=case[0]) for case in broken_checkpoints()]
+)
+def test_a_broken_checkpoint_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, name: str, spoil: Callable[[Path], object]
+) -> None:
     _, result = train(tmp_path, settings(epochs=1))
-    result.last_path.write_bytes(result.last_path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"last\.ckpt: not a readable checkpoint"):
-        train(tmp_path, settings(epochs=1))
+    spoil(result.last_path)
+    with pytest.raises(DataError, match=r"last\.ckpt: not a readable checkpoint.*remove it") as caught:
+        train(tmp_path, settings(epochs=2))
+    assert "\n" not in str(caught.value)
 
 
 def test_all_settings_out_of_range_are_named(tmp_path: Path) -> None:
+    wrong = ["epochs=0", "clip=-1.0", "lr_factor=0.0", "max_steps=0", "mode=max"]
     with pytest.raises(ConfigError) as caught:
-        FitConfig(epochs=0, clip=-1.0, lr_factor=0.0, max_steps=0)
-    assert caught.value.messages == (
+        load(FitConfig, None, wrong, renamed={"mode": RENAMED["fit.mode"]})
+    assert [message.removeprefix("command line: ") for message in caught.value.messages] == [
+        f"mode: this setting is now {RENAMED['fit.mode']}",
         "epochs: must be at least 1, got 0",
+        "max_steps: must be at least 1, got 0",
         "clip: must be at least 0, got -1.0",
-        "max_steps: must be at least 1 or null, got 0",
-        "lr_factor: must be above 0 and at most 1, got 0.0",
-    )
+        "lr_factor: must be above 0, got 0.0",
+    ]
     with pytest.raises(ConfigError, match=r"clip: must be finite, got inf"):
         FitConfig(clip=math.inf)
+
+
+def test_a_metric_without_a_known_direction_is_refused_with_those_that_have_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'valid/ndgc@10' .*did you mean 'valid/ndcg@10'\? \(there are auc"
+    ):
+        FitConfig(monitor="valid/ndgc@10")
+    with pytest.raises(ConfigError, match=r"'valid/calibration/0-50' is better is not known .*logloss"):
+        FitConfig(monitor="valid/calibration/0-50")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -437,7 +627,7 @@ def test_batch_size_by_kind() -> None:
 
 def test_throughput_counts_training_samples_only(tmp_path: Path) -> None:
     _, result = train(tmp_path, settings())
-    state = load_checkpoint(result.last_path)["callbacks"][fit_module._Meter(None).state_key]
+    state = load_checkpoint(result.last_path)["callbacks"][Meter(None).state_key]
     assert state["samples"] == 3 * ROWS
     assert result.samples_per_second == 3 * ROWS / state["train_seconds"]
     assert state["train_seconds"] < result.wall_seconds

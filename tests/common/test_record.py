@@ -16,11 +16,12 @@ import torch
 
 from common.config import config_hash
 from common.errors import DataError
-from common.training.record import Record, commit, peak_memory
+from common.machine import peak_memory
+from common.training.record import Record, commit
 
 
 def start() -> Record:
-    return Record.start(config={"lr": 0.1}, seed=3, data_fingerprint="abc", parameters=12)
+    return Record.start(config={"lr": 0.1}, seed=3, inputs={"data": "abc"}, parameters=12)
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
@@ -35,8 +36,9 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     assert loaded.complete
     assert loaded.metrics == {"auc": 0.7, "rows": 12.0, "auc/0-50": None}
     assert loaded.reasons == {"auc/0-50": "one class only"}
-    assert (loaded.config, loaded.config_hash) == ({"lr": 0.1}, config_hash({"lr": 0.1}))
-    assert (loaded.seed, loaded.data_fingerprint, loaded.parameters) == (3, "abc", 12)
+    assert loaded.config == {"lr": 0.1}
+    assert loaded.identity == config_hash({"config": {"lr": 0.1}, "inputs": {"data": "abc"}})
+    assert (loaded.seed, loaded.inputs, loaded.parameters) == (3, {"data": "abc"}, 12)
     assert loaded.finished is not None
     assert datetime.fromisoformat(loaded.finished) >= datetime.fromisoformat(loaded.started)
     assert os.listdir(path.parent) == ["record.json"]
@@ -72,7 +74,7 @@ def test_wall_time_and_memory_are_measured() -> None:
 
 def test_peak_memory_is_not_that_of_the_parent() -> None:
     block = np.ones(2**26)
-    child = "from common.training.record import peak_memory; import sys; sys.stdout.write(str(peak_memory()))"
+    child = "from common.machine import peak_memory; import sys; sys.stdout.write(str(peak_memory()))"
     packages = str(Path(__file__).resolve().parents[2] / "packages")
     done = subprocess.run(
         [sys.executable, "-c", child],
@@ -101,7 +103,7 @@ def test_commit_and_dirty_are_those_of_the_checkout(repo: Path) -> None:
 def test_a_broken_record_is_a_mistake_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "record.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"record\.json: not a .*remove it and run again") as caught:
+    with pytest.raises(DataError, match=r"record\.json: not a .*remove its folder and run again") as caught:
         Record.load(path)
     assert "\n" not in str(caught.value)
 

@@ -132,7 +132,9 @@ def test_predict_scores_another_world_and_refuses_another_kind(
 ) -> None:
     other = tmp_path / "other"
     assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
-    result = lain("predict", run, other, "--split", "valid")
+    (line,) = fails("predict", run, other, "--split", "valid")
+    assert f"{other}: is not the data set that {run} was trained on, and nothing says what its ids" in line
+    result = lain("predict", run, other, "--split", "valid", "--same-encoding")
     assert result.exit_code == 0, result.output
     scores = pq.read_table(Path(result.output.strip().splitlines()[-1]))
     assert len(scores) == len(np.load(other / "valid" / "label.npy"))
@@ -226,8 +228,8 @@ def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
         "fit.clip: must be finite, got inf; 0 turns clipping off",
         "buckets[1]: needs 0 <= low < high, got 100 and 50",
         "seed: must be from 0 to 4294967295, got -1",
-        "diagnose_rows: must not be negative, got -1",
         "name: must be the name of a new folder, got '..'",
+        "diagnose_rows: must not be negative, got -1",
     ]
     assert [line.removeprefix("error: command line: ") for line in lines] == wanted
     (line,) = fails("train", config, *SMALL, f"out={tmp_path}", "fit.monitor=valid/acu")
@@ -375,7 +377,7 @@ def test_a_run_is_not_resumed_with_other_settings_or_other_data(
     # Without a name every one has a folder of its own; the same data elsewhere are the same data.
     moved = tmp_path / "moved"
     shutil.copytree(world, moved)
-    folders = [lain("train", config, *settings, f"data={data}").output for data in (world, other, moved)]
+    folders = [lain("train", config, *settings, f"data={data}").stdout for data in (world, other, moved)]
     assert folders[0] == folders[2] != folders[1]
     # More epochs are no other run.
     result = lain("train", config, *settings, "name=one", "fit.epochs=2")

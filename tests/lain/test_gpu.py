@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.fit import FitConfig
+from common.training.config import FitConfig, TrackingConfig
 from lain.backbones import BACKBONES
 from lain.data.batch import Batch
 from lain.data.module import CTRData
@@ -24,7 +24,7 @@ from lain.ops.recurrence import GRU, PackedSpans
 from lain.ops.softmax import span_softmax
 from lain.ops.spans import Spans
 from lain.training.build import build_model
-from lain.training.config import EmbeddingConfig, HistoryConfig, OptimConfig, TrackingConfig, TrainConfig
+from lain.training.config import EmbeddingConfig, HistoryConfig, OptimConfig, TrainConfig
 from lain.training.run import train_run
 from lain.world import WorldConfig, make_world
 

@@ -28,14 +28,18 @@ Reason = Literal[
     "near positive",
     "requirement kept",
     "answers",
+    "partly answers",
+    "wrong answer",
     "off topic",
+    "about the task",
     "too short",
     "too long",
     "wrong language",
     "duplicate",
     "empty",
+    "not judged",
 ]
-"""What the verifier found; everything but ``"valid"`` keeps a negative out of training."""
+"""What verifier and judge found; everything but ``"valid"`` keeps a negative out of training."""
 
 
 class _Shape(BaseModel):
@@ -80,11 +84,11 @@ class Document(_Shape):
 
 
 class Verdict(_Shape):
-    """What a judge said of a negative.
+    """The verdict of a judge on a negative.
 
     Args:
         reason: ``"valid"``, or why it must not be trained on.
-        judge: Who said so: ``"truth"``, ``"heuristics"``, ``"llm"``, ``"cross-encoder"``.
+        judge: Which judge: ``"truth"``, ``"heuristics"``, ``"llm"``, ``"cross-encoder"``.
         detail: In words, for readers of a rejected set.
     """
 
@@ -135,7 +139,7 @@ class Negative(Passage):
         rank: 1-based rank in the search that found it; None for generated ones.
         score: Score in that search.
         tokens: Tokens read and written to make it; 0 without a model.
-        verdict: What the verifier said; None before it looked.
+        verdict: What the verifier found; None before it looked.
     """
 
     source: Source

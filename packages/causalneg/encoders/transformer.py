@@ -111,7 +111,7 @@ class HFEncoder(Encoder):
         max_tokens: Tokens of a text that are read, special ones included.
         padding: Where texts are filled up.
         append_eos: Whether every text ends with the token that ends texts.
-        lora: What peft was told, or None.
+        lora: Arguments of peft's LoraConfig, or None.
         gradient_checkpointing: Whether layers are run again in the backward pass, to save memory.
         trust_remote_code: Whether the model came with code of its own.
 

@@ -43,7 +43,7 @@ def style_shift(
     The document says the same in both versions, so its relevance does not change: 0 is no shortcut, below 0
     the style is held against a text.
 
-    Source: ours; an intervention on the style with the content held fixed.
+    Source: this project; an intervention on the style with the content held fixed.
 
     Args:
         plain: s(q, d) of documents as they are, each with a query.
@@ -239,7 +239,7 @@ def gradient_signals(
     - ``gradient_cosine_mined``: the same of the mined ones, to compare.
 
     Source: CausalNeg, the problem it names (1.34 falling to 0.08, and 0.73 to 0.24, second-hand); definitions
-    ours where those are silent. In-batch candidates would divide all p of a query by the same number.
+    this project's where those are silent. In-batch candidates would divide all p of a query by one number.
 
     Args:
         query: L2-normalised embeddings of the queries.

@@ -1,10 +1,13 @@
-"""An append-only journal of finished calls: what is paid for is never asked again.
+"""What is finished and paid for, in one SQLite file beside a set: nothing in it is ever asked again.
 
-One JSON object a line. A generation set begins with a line that says what decides its texts (backend, model,
-prompt version, schema, seed, settings); every finished call is one line that names its set. Lines are written
-the moment a call is finished and forced to the disk in batches: a killed process loses what was on its way,
-a power cut the last few seconds. A last line that was cut is taken off at the next start. Other settings
-begin another set in the same file; going back to the old ones finds the old answers.
+A *ledger* is the part of a journal whose answers may be mixed: those of one identity (writer or judge,
+backend, model, prompt version, schema, seed, settings). Another identity begins another ledger in the same
+file; going back to the first one finds its answers.
+
+Every finished call is one row, committed the moment it is finished (write-ahead log), and forced to the disk
+every few seconds: a killed process loses what was on its way, a power cut the last few seconds. Every
+finished job (a pair, a rewritten passage, a judged one) is one row too, so that progress is counted by an
+index; a job without calls keeps its result there.
 """
 
 from __future__ import annotations
@@ -14,31 +17,55 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
+import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from causalneg.generation.totals import Totals, count, damaged, read_identity
 from common.errors import DataError, describe_os_error
 
 Step = Literal["analysis", "negatives", "rewrite", "judge"]
-"""What a call was for."""
+"""What a call or a job is for."""
 
+Role = Literal["writer", "judge"]
+"""Whose ledger it is."""
+
+APPLICATION = 0x636E6567
+"""Says in the head of the file that it is a journal of this kind; ``user_version`` counts its layout."""
+
+_VERSION = 1
 _SYNC_RECORDS = 64
 _SYNC_SECONDS = 5.0
-_VALUES = (b', "value": ', b', "result": ')
+_TABLES = """
+CREATE TABLE ledgers (id INTEGER PRIMARY KEY, digest TEXT UNIQUE NOT NULL, role TEXT NOT NULL,
+    identity TEXT NOT NULL) STRICT;
+CREATE TABLE runs (id INTEGER PRIMARY KEY, ledger INTEGER NOT NULL, pairs INTEGER NOT NULL,
+    done_before INTEGER NOT NULL, prompt_price REAL NOT NULL, completion_price REAL NOT NULL,
+    began REAL NOT NULL) STRICT;
+CREATE TABLE calls (id INTEGER PRIMARY KEY, ledger INTEGER NOT NULL, key BLOB NOT NULL, step TEXT NOT NULL,
+    unit TEXT NOT NULL, failure TEXT NOT NULL, detail TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, attempts INTEGER NOT NULL, repaired INTEGER NOT NULL,
+    value TEXT) STRICT;
+CREATE INDEX calls_by_key ON calls (ledger, key);
+CREATE INDEX calls_counted ON calls
+    (ledger, step, failure, attempts, repaired, prompt_tokens, completion_tokens);
+CREATE TABLE jobs (ledger INTEGER NOT NULL, step TEXT NOT NULL, key BLOB NOT NULL, unit TEXT NOT NULL,
+    failure TEXT NOT NULL, time REAL NOT NULL, value TEXT, PRIMARY KEY (ledger, step, key)) STRICT;
+CREATE INDEX jobs_counted ON jobs (ledger, step, failure, time);
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Answer:
     """A finished call.
 
     Args:
-        key: Digest of what was asked.
+        key: Digest of what was asked, in hexadecimal digits.
         step: What for.
         unit: Pair or passage that it belongs to.
         value: The answer; None if it failed.
@@ -62,293 +89,135 @@ class Record:
     repaired: bool = False
 
 
-@dataclass
-class Totals:
-    """What a generation set amounts to so far.
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished job.
 
     Args:
-        settings: What decides its texts.
-        pairs: Pairs that its last run was started for; 0 if unknown.
-        done: Pairs that have their negatives.
-        analysed: Pairs that have their analysis and no more.
-        failures: Pairs that failed, by kind.
-        steps: Finished calls by what they were for.
-        asked_again: Finished calls that took more than one attempt.
-        repaired: Finished calls whose answer was not the JSON that was asked for.
-        prompt_tokens: Tokens read, failed calls included.
-        completion_tokens: Tokens written, failed calls included.
-        prompt_price: Price of a million tokens read, as the last run had it.
-        completion_price: Price of a million tokens written, as the last run had it.
-        started: When the last run began, in seconds since 1970.
-        latest: When the last call was finished.
-        done_before: Pairs that were done or failed when the last run began.
-        running: Whether a process is writing to the journal now.
+        key: Digest of what it was for, in hexadecimal digits.
+        step: What for.
+        unit: Pair or passage that it belongs to.
+        failure: Kind of failure; empty if it did not fail.
+        value: What it found, if no call tells; None otherwise.
     """
 
-    settings: dict[str, str] = field(default_factory=dict)
-    pairs: int = 0
-    done: int = 0
-    analysed: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    steps: Counter[str] = field(default_factory=Counter)
-    asked_again: int = 0
-    repaired: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    started: float = 0.0
-    latest: float = 0.0
-    done_before: int = 0
-    running: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def finished(self) -> int:
-        """Pairs that are done or failed."""
-        return self.done + self.failures.total()
-
-    @property
-    def rate(self) -> float:
-        """Pairs per minute of the last run; 0 if it has finished none."""
-        seconds = self.latest - self.started
-        return 60 * (self.finished - self.done_before) / seconds if seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds to go at this rate; None if nobody can say."""
-        left = self.pairs - self.finished
-        if left <= 0:
-            return 0.0 if self.pairs else None
-        return 60 * left / self.rate if self.rate > 0 else None
-
-
-class _Count:
-    """Adds calls up, in their order."""
-
-    def __init__(self, totals: Totals) -> None:
-        self.totals = totals
-        self._states: dict[str, str] = {}
-
-    def add(self, head: Mapping[str, Any]) -> None:
-        """A finished call; the last call of a pair says where the pair stands."""
-        totals, failure = self.totals, head.get("failure", "")
-        # A writer without a model has no calls, and tells its pairs and failures in its own words.
-        unit = head["unit"] if "unit" in head else head["pair"]
-        failure = sys.intern(failure["reason"] if isinstance(failure, dict) else failure)
-        totals.prompt_tokens += head.get("prompt_tokens", 0)
-        totals.completion_tokens += head.get("completion_tokens", 0)
-        totals.latest = head.get("time", 0.0)
-        totals.steps[head["step"]] += not failure
-        totals.asked_again += not failure and head.get("attempts", 1) > 1
-        totals.repaired += head.get("repaired", False)
-        if head["step"] not in ("analysis", "negatives"):
-            return
-        before = self._states.get(unit)
-        self._states[unit] = after = failure or sys.intern(head["step"])
-        for state, change in ((before, -1), (after, 1)):
-            if state == "negatives":
-                totals.done += change
-            elif state == "analysis":
-                totals.analysed += change
-            elif state is not None:
-                totals.failures[state] += change
-        totals.failures += Counter()  # drops the zeros
-
-    def begin(self, head: Mapping[str, Any]) -> None:
-        """A run that begins."""
-        totals = self.totals
-        totals.pairs, totals.started, totals.latest = head["run"], head["time"], head["time"]
-        totals.done_before = totals.finished
-        totals.prompt_price, totals.completion_price = head.get("prices", (0.0, 0.0))
-
-
-def set_id(settings: Mapping[str, str]) -> str:
-    """Short name of a generation set.
-
-    Args:
-        settings: What decides its texts.
-    """
-    return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:12]
+    key: str
+    step: Step
+    unit: str
+    failure: str = ""
+    value: Any = None
 
 
 class Journal:
-    """The journal of one generation set, open for one process.
+    """A journal, open for one process.
 
     Args:
-        path: The file; made if there is none.
-        settings: What decides the texts: texts of equal settings may be mixed.
-        report: Gets one line about everything that a user should know: a new set, a repaired line.
+        path: The file; made if there is none. None keeps everything in memory.
+        report: Gets one line about everything that a user should know: a new ledger.
 
     Raises:
         DataError: Another process writes to it, the file is no journal, or it cannot be opened.
     """
 
-    def __init__(
-        self, path: Path, settings: Mapping[str, str], *, report: Callable[[str], None] | None = None
-    ) -> None:
-        self.path, self.set, self.settings = path, set_id(settings), dict(settings)
+    def __init__(self, path: Path | None = None, *, report: Callable[[str], None] | None = None) -> None:
+        self.path = path
+        self.ledgers: list[Ledger] = []
         self._report = report or (lambda line: None)
-        self._index: dict[bytes, int] = {}
-        self._unsynced, self._synced = 0, time.monotonic()
-        self.totals = Totals(settings=self.settings, running=True)
-        self._count = _Count(self.totals)
+        self._pending, self._synced = 0, time.monotonic()
+        self._lock = -1 if path is None else _lock(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise DataError(f"journal {describe_os_error(error)}") from error
-        try:
-            self._lock()
-            self._load()
+            with self.said():
+                self.database = sqlite3.connect(path or ":memory:", isolation_level=None)
+                if path is not None:
+                    check_layout(self.database, path, empty=True)
+                    self.database.execute("PRAGMA journal_mode = WAL")
+                    self.database.execute("PRAGMA synchronous = NORMAL")
+                if not self.database.execute("PRAGMA user_version").fetchone()[0]:
+                    self.database.executescript(
+                        f"BEGIN;{_TABLES}PRAGMA application_id = {APPLICATION};"
+                        f"PRAGMA user_version = {_VERSION};COMMIT"
+                    )
         except BaseException:
-            os.close(self._file)
+            self._unlock()
             raise
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise DataError(f"{self.path}: cannot be locked ({describe_os_error(error)})") from error
-            raise _taken(self.path) from None
-
-    def _load(self) -> None:
-        others: dict[str, dict[str, str]] = {}
-        known = False
-        self._end = _repair(self._file, self.path, self._report)
-        for offset, head in _heads(self.path):
-            if "about" in head:
-                known |= head["set"] == self.set
-                others[head["set"]] = head["about"]
-            elif head["set"] == self.set and "key" in head:
-                self._index[bytes.fromhex(head["key"])] = offset
-                self._count.add(head)
-        others.pop(self.set, None)
-        if not known:
-            if others:
-                last = list(others.values())[-1]
-                self._report(f"{self.path}: {_difference(last, self.settings)}: a new generation set begins")
-            self._write({"set": self.set, "about": self.settings, "time": _now()})
-
-    def begin(self, pairs: int, prices: tuple[float, float] = (0.0, 0.0)) -> None:
-        """Note that a run begins, for those who look at the progress.
+    def ledger(self, role: Role, identity: Mapping[str, str]) -> Ledger:
+        """The part of the journal that has the answers of an identity.
 
         Args:
-            pairs: Pairs that it is for, those already done included.
-            prices: Prices of a million tokens read and of a million written.
-        """
-        head: dict[str, Any] = {"set": self.set, "run": pairs, "time": _now()}
-        if any(prices):
-            head["prices"] = list(prices)
-        self._write(head)
-        self._count.begin(head)
-        self.sync()
-
-    def get(self, key: str) -> Record | None:
-        """What is known of a call; the last word if it was made more than once.
-
-        Args:
-            key: Digest of what is asked.
+            role: Whose it is.
+            identity: What decides the answers.
 
         Raises:
-            DataError: The line in the journal is damaged.
+            DataError: The journal is damaged, or cannot be written.
         """
-        offset = self._index.get(bytes.fromhex(key))
-        if offset is None:
-            return None
-        line = _read_line(self._file, offset)
+        own = json.dumps(dict(identity), sort_keys=True)
+        digest = hashlib.sha256(f"{role}\0{own}".encode()).hexdigest()[:16]
+        with self.said():
+            rows = self.database.execute(
+                "SELECT id, digest, identity FROM ledgers WHERE role = ? ORDER BY id", (role,)
+            ).fetchall()
+            known = [number for number, other, _ in rows if other == digest]
+            if not known and rows:
+                changed = _difference(read_identity(rows[-1][2], self.path), identity)
+                self._report(f"{self.path}: {changed}: a new generation set begins")
+            if not known:
+                cursor = self.database.execute(
+                    "INSERT INTO ledgers (digest, role, identity) VALUES (?, ?, ?)", (digest, role, own)
+                )
+                known = [int(cursor.lastrowid or 0)]
+        ledger = Ledger(self, known[0])
+        self.ledgers.append(ledger)
+        return ledger
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        """Tokens read and written of all ledgers that were opened, earlier runs included."""
+        prompt = sum(ledger.prompt_tokens for ledger in self.ledgers)
+        return prompt, sum(ledger.completion_tokens for ledger in self.ledgers)
+
+    @contextmanager
+    def said(self) -> Iterator[None]:
+        """Say in one line what SQLite finds wrong."""
         try:
-            found = json.loads(line)
-            return Record(
-                key=key,
-                step=found["step"],
-                unit=found["unit"],
-                value=found.get("value"),
-                failure=found.get("failure", ""),
-                detail=found.get("detail", ""),
-                prompt_tokens=found["prompt_tokens"],
-                completion_tokens=found["completion_tokens"],
-                attempts=found["attempts"],
-                repaired=found["repaired"],
-            )
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{self.path}: the line at byte {offset} is damaged; delete that line and run again"
-            ) from None
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+                raise DataError(
+                    f"{self.path}: {error}; what is finished so far is kept, make room and run the same again"
+                ) from error
+            raise damaged(self.path, str(error)) from error
 
-    def add(self, record: Record) -> None:
-        """Write a finished call down.
-
-        Args:
-            record: The call.
-
-        Raises:
-            DataError: The disk is full or gone; the journal stays whole.
-        """
-        head: dict[str, Any] = {
-            "set": self.set,
-            "key": record.key,
-            "step": record.step,
-            "unit": record.unit,
-            "time": _now(),
-            "prompt_tokens": record.prompt_tokens,
-            "completion_tokens": record.completion_tokens,
-            "attempts": record.attempts,
-            "repaired": record.repaired,
-        }
-        if record.failure:
-            head |= {"failure": record.failure, "detail": record.detail}
-        # The answer comes last, so that whoever counts need not parse it.
-        offset = self._write(head if record.failure else head | {"value": record.value})
-        self._index[bytes.fromhex(record.key)] = offset
-        self._count.add(head)
-        self._unsynced += 1
-        if self._unsynced >= _SYNC_RECORDS or time.monotonic() - self._synced >= _SYNC_SECONDS:
+    def wrote(self) -> None:
+        """Force to the disk what was written, now and then."""
+        self._pending += 1
+        if self._pending >= _SYNC_RECORDS or time.monotonic() - self._synced >= _SYNC_SECONDS:
             self.sync()
 
-    def _write(self, content: dict[str, Any]) -> int:
-        line = json.dumps(content, ensure_ascii=False).encode() + b"\n"
-        offset, written = self._end, 0
-        try:
-            while written < len(line):
-                written += os.pwrite(self._file, line[written:], offset + written)
-        except OSError as error:
-            os.ftruncate(self._file, offset)
-            raise self._no_room(error) from error
-        self._end = offset + len(line)
-        return offset
-
     def sync(self) -> None:
-        """Force what is written to the disk.
+        """Force everything to the disk.
 
         Raises:
             DataError: The disk is full or gone.
         """
-        try:
-            os.fsync(self._file)
-        except OSError as error:
-            raise self._no_room(error) from error
-        self._unsynced, self._synced = 0, time.monotonic()
-
-    def _no_room(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self.path}: {describe_os_error(error)}; "
-            "what is finished so far is kept, make room and run the same again"
-        )
+        with self.said():
+            self.database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._pending, self._synced = 0, time.monotonic()
 
     def close(self) -> None:
         """Force everything to the disk and let the next process in."""
-        if self._file >= 0:
-            try:
-                os.fsync(self._file)
-            finally:
-                os.close(self._file)
-                self._file = -1
+        try:
+            with self.said():
+                self.database.close()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0 and self.path is not None:
+            _lock_path(self.path).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Journal:
         return self
@@ -359,120 +228,154 @@ class Journal:
         self.close()
 
 
-def read_totals(path: Path) -> Totals:
-    """What the generation set that was worked on last amounts to, while a process may be at work on it.
+class Ledger:
+    """The answers of one identity; made by :meth:`Journal.ledger`.
+
+    Args:
+        journal: Where it is.
+        number: Its number there.
+    """
+
+    def __init__(self, journal: Journal, number: int) -> None:
+        self.journal, self._number = journal, number
+        totals = self.totals()
+        self.prompt_tokens, self.completion_tokens = totals.prompt_tokens, totals.completion_tokens
+        self.before = totals.finished
+        """Pairs that were finished when it was opened."""
+
+    def begin(self, pairs: int, prices: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Note that a run begins, for those who look at the progress.
+
+        Args:
+            pairs: Pairs that it is for, those already done included.
+            prices: Prices of a million tokens read and of a million written.
+        """
+        self._write(
+            "INSERT INTO runs (ledger, pairs, done_before, prompt_price, completion_price, began) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (self._number, pairs, self.before, *prices, time.time()),
+        )
+        self.journal.sync()
+
+    def get(self, key: str) -> Answer | None:
+        """What is known of a call; the last word if it was made more than once.
+
+        Args:
+            key: Digest of what is asked.
+
+        Raises:
+            DataError: The row is damaged.
+        """
+        with self.journal.said():
+            row = self.journal.database.execute(
+                "SELECT step, unit, value, failure, detail, prompt_tokens, completion_tokens, attempts, "
+                "repaired FROM calls WHERE ledger = ? AND key = ? ORDER BY id DESC LIMIT 1",
+                (self._number, bytes.fromhex(key)),
+            ).fetchone()
+        if row is None:
+            return None
+        step, unit, value, failure, detail, read, written, attempts, repaired = row
+        content = None if failure else self._json(value, f"the answer to {step} of '{unit}'")
+        return Answer(key, step, unit, content, failure, detail, read, written, attempts, bool(repaired))
+
+    def add(self, answer: Answer) -> None:
+        """Write a finished call down.
+
+        Args:
+            answer: The call.
+
+        Raises:
+            DataError: The disk is full or gone; the journal stays whole.
+        """
+        value = None if answer.failure else json.dumps(answer.value, ensure_ascii=False)
+        self._write(
+            "INSERT INTO calls (ledger, key, step, unit, failure, detail, prompt_tokens, completion_tokens, "
+            "attempts, repaired, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._number,
+                bytes.fromhex(answer.key),
+                answer.step,
+                answer.unit,
+                answer.failure,
+                answer.detail,
+                answer.prompt_tokens,
+                answer.completion_tokens,
+                answer.attempts,
+                int(answer.repaired),
+                value,
+            ),
+        )
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+
+    def finished(self, step: Step, key: str) -> Finished | None:
+        """What is known of a job.
+
+        Args:
+            step: What for.
+            key: Digest of what it is for.
+
+        Raises:
+            DataError: The row is damaged.
+        """
+        with self.journal.said():
+            row = self.journal.database.execute(
+                "SELECT unit, failure, value FROM jobs WHERE ledger = ? AND step = ? AND key = ?",
+                (self._number, step, bytes.fromhex(key)),
+            ).fetchone()
+        if row is None:
+            return None
+        unit, failure, value = row
+        content = None if value is None else self._json(value, f"the result of {step} of '{unit}'")
+        return Finished(key, step, unit, failure, content)
+
+    def finish(self, job: Finished) -> None:
+        """Write a finished job down; one that was there gives way.
+
+        Args:
+            job: The job.
+
+        Raises:
+            DataError: The disk is full or gone; the journal stays whole.
+        """
+        value = None if job.value is None else json.dumps(job.value, ensure_ascii=False)
+        self._write(
+            "INSERT OR REPLACE INTO jobs (ledger, step, key, unit, failure, time, value) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (self._number, job.step, bytes.fromhex(job.key), job.unit, job.failure, time.time(), value),
+        )
+
+    def totals(self) -> Totals:
+        """What it amounts to so far."""
+        with self.journal.said():
+            return count(self.journal.database, self._number, self.journal.path)
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        with self.journal.said():
+            self.journal.database.execute(statement, values)
+        self.journal.wrote()
+
+    def _json(self, text: Any, what: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError):
+            raise damaged(self.journal.path, f"{what} is no JSON") from None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process is writing to a journal.
 
     Args:
         path: The journal.
-
-    Raises:
-        DataError: There is no such file, or it is no journal.
     """
-    counts: dict[str, _Count] = {}
-    latest = ""
     try:
-        for _, head in _heads(path):
-            latest = head["set"]
-            if "about" in head:
-                about = {name: str(value) for name, value in head["about"].items()}
-                counts[latest] = _Count(Totals(settings=about))
-            elif "run" in head:
-                counts[latest].begin(head)
-            elif "step" in head:
-                counts[latest].add(head)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no journal; nothing has been generated here yet") from None
-    except KeyError:
-        raise DataError(f"{path}: is not a journal of generated negatives") from None
-    if latest not in counts:
-        raise DataError(f"{path}: is empty; nothing has been generated here yet")
-    totals = counts[latest].totals
-    totals.running = _is_locked(path)
-    return totals
-
-
-def refuse_if_open(path: Path) -> None:
-    """Refuse a journal that another process writes to, before anything costly is begun.
-
-    Args:
-        path: The journal; there need not be one.
-
-    Raises:
-        DataError: Another process writes to it.
-    """
-    if path.is_file() and _is_locked(path):
-        raise _taken(path)
-
-
-def _taken(path: Path) -> DataError:
-    return DataError(
-        f"{path}: another process is writing to this journal; wait for it, or write to another output"
-    )
-
-
-def _is_locked(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
+        with _lock_path(path).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     return False
-
-
-def _now() -> float:
-    return round(time.time(), 3)
-
-
-def _repair(file: int, path: Path, report: Callable[[str], None]) -> int:
-    """Take a cut last line off; where the journal ends afterwards."""
-    size = os.fstat(file).st_size
-    end = size
-    while end > 0:
-        start = max(0, end - (1 << 16))
-        found = os.pread(file, end - start, start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(file, end)
-        report(f"{path}: the last line was cut off, {size - end} bytes of it are taken away")
-    return end
-
-
-def _heads(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a journal without the answers, and where each begins; a cut last line is left out."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            head = line
-            for value in _VALUES:
-                head, found, _ = head.partition(value)
-                head += b"}" if found else b""
-            try:
-                content = json.loads(head)
-                if not isinstance(content, dict) or "set" not in content:
-                    raise ValueError
-            except ValueError:
-                raise DataError(
-                    f"{path}:{number}: is no line of a journal of generated negatives; "
-                    "delete that line, or write to another output"
-                ) from None
-            yield offset, content
-            offset += len(line)
-
-
-def _read_line(file: int, offset: int) -> bytes:
-    size, line = 1 << 13, b""
-    while b"\n" not in line:
-        part = os.pread(file, size, offset + len(line))
-        if not part:
-            break
-        line += part
-        size *= 4
-    return line.partition(b"\n")[0]
 
 
 def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
@@ -482,3 +385,82 @@ def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         if old.get(name) != new.get(name)
     ]
     return ", ".join(changed)
+
+
+def _foreign(path: Path) -> DataError:
+    return DataError(
+        f"{path}: is no journal of generated negatives; move it away, or write to another output"
+    )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse what is no SQLite file before SQLite touches it.
+
+    Args:
+        path: What may be a journal.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise DataError(f"{path}: is no file that a journal can be; write to another output")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(b'{"set": '):
+        raise DataError(
+            f"{path}: is a journal of an earlier version, whose answers cannot be taken over; "
+            "move it away, or write to another output"
+        )
+    if head and head != b"SQLite format 3\0":
+        raise _foreign(path)
+
+
+def check_layout(database: sqlite3.Connection, path: Path, *, empty: bool) -> None:
+    """Refuse an SQLite file that is no journal.
+
+    Args:
+        database: The file.
+        path: Where it is.
+        empty: Whether a file without tables will do.
+
+    Raises:
+        DataError: It is something else.
+    """
+    application = database.execute("PRAGMA application_id").fetchone()[0]
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if empty and not tables:
+        return
+    if application != APPLICATION or version != _VERSION:
+        raise _foreign(path)
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _lock(path: Path) -> int:
+    """Take the lock of a journal: a file of its own, for SQLite loses its locks where its file is closed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_foreign(path)
+        while True:
+            file = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file), os.stat(_lock_path(path))):
+                    return file
+            except FileNotFoundError:
+                pass  # whoever had it took it away just now
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN) and error.filename is None:
+            raise DataError(
+                f"{path}: another process is writing to this journal; wait for it, or write to another output"
+            ) from None
+        raise DataError(f"journal {describe_os_error(error)}") from error

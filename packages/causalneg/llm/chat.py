@@ -1,4 +1,4 @@
-"""Chat prompts in, checked answers out: the one interface that every language model stands behind.
+"""Chat prompts in, checked answers out: the one interface of every language model.
 
 A request carries its messages, the pydantic shape that the answer must have, and that shape's JSON schema. A
 backend gives back a :class:`ChatResult`, which holds the parsed answer, or a :class:`ChatFailure`, which says
@@ -8,16 +8,12 @@ follow the first of its pair at once and no call waits for the slowest of a batc
 
 from __future__ import annotations
 
-import json
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeGuard, get_args, runtime_checkable
+from typing import Any, Literal, TypeGuard, get_args
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, from_json
-
-from common.errors import nearest
+from pydantic import BaseModel
 
 Role = Literal["system", "user", "assistant"]
 """Who speaks in a message."""
@@ -39,9 +35,6 @@ FailureKind = Literal[
 
 TRANSIENT: frozenset[FailureKind] = frozenset({"rate limited", "server error", "timeout", "no connection"})
 """Failures that have nothing to do with the request: another run tries again."""
-
-Mode = Literal["json_schema", "json_object", "text"]
-"""How a server is held to JSON: by the schema, by being told to write JSON, or by the prompt alone."""
 
 CHARACTERS_PER_TOKEN = 3.0
 """Where no tokenizer is at hand; English has about 4, so the estimate errs on the long side."""
@@ -144,14 +137,14 @@ class ChatFailure:
 Outcome = ChatResult | ChatFailure
 
 
-@runtime_checkable
-class ChatBackend(Protocol):
-    """A language model, wherever it runs.
+class ChatBackend(ABC):
+    """A language model, wherever it runs. A new one is one file and one line in ``causalneg.llm.BACKENDS``.
+
+    Its constructor's keyword-only signature is its config. Only :meth:`stream` must be written.
 
     Args:
         name: Kind of backend, for provenance: ``"vllm"``, ``"openai"``, ``"transformers"``.
         model: Name of the model.
-        context: Tokens that prompt and answer may have together; None if nobody knows.
     """
 
     name: str
@@ -160,12 +153,22 @@ class ChatBackend(Protocol):
     @property
     def context(self) -> int | None:
         """Tokens that prompt and answer may have together; None if nobody knows."""
-        ...
+        return None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """All that changes an answer beside the request itself; answers of equal identity may be mixed."""
+        return {"backend": self.name, "model": self.model}
 
     def count(self, text: str) -> int:
-        """Tokens of a text; where no tokenizer is at hand an estimate on the long side."""
-        ...
+        """Tokens of a text; where no tokenizer is at hand an estimate on the long side.
 
+        Args:
+            text: Any text.
+        """
+        return estimate_tokens(text)
+
+    @abstractmethod
     def stream(self, take: Callable[[], ChatRequest | None]) -> Iterator[Outcome]:
         """Answer requests as they come, each exactly once, in any order.
 
@@ -177,11 +180,9 @@ class ChatBackend(Protocol):
         Raises:
             BackendError: Nothing can be answered at all: no server, a wrong key, an unknown model.
         """
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most backends have nothing to give back
         """Give connections, processes and memory back."""
-        ...
 
 
 def complete(backend: ChatBackend, requests: Iterable[ChatRequest]) -> list[Outcome]:
@@ -195,213 +196,6 @@ def complete(backend: ChatBackend, requests: Iterable[ChatRequest]) -> list[Outc
     queue = iter(waiting)
     found = {outcome.key: outcome for outcome in backend.stream(lambda: next(queue, None))}
     return [found[request.key] for request in waiting]
-
-
-class BadAnswerError(Exception):
-    """A text is not the answer that was asked for.
-
-    Args:
-        kind: In words that can be counted.
-        detail: What is wrong with it.
-    """
-
-    def __init__(self, kind: FailureKind, detail: str = "") -> None:
-        super().__init__(detail)
-        self.kind: FailureKind = kind
-        self.detail = detail
-
-
-def read_answer(
-    text: str, shape: type[BaseModel], *, cut: bool = False, salvage: bool = False
-) -> tuple[BaseModel, bool]:
-    """Parse an answer, through prose, code fences and small mistakes if need be.
-
-    Taken as it is when it is JSON of that shape. Otherwise the first JSON object in it that has the shape,
-    after the reasoning of a thinking model; trailing commas, bare line breaks in strings, keys that do not
-    exist and names of choices in other spelling are put right, items of a list that cannot be are left out.
-
-    Args:
-        text: What the model wrote.
-        shape: What it must be.
-        cut: Whether the model was stopped at its longest answer.
-        salvage: Whether the whole parts of a cut answer are good enough.
-
-    Returns:
-        The answer, and whether the text had to be repaired.
-
-    Raises:
-        BadAnswerError: There is no such object in the text.
-    """
-    try:
-        # Bare control characters in strings are let pass: grammars that servers hold models to allow them.
-        return shape.model_validate(json.loads(text, strict=False)), False
-    except ValueError:
-        pass
-    text = _THOUGHT.sub("", text).strip()
-    if not text:
-        raise BadAnswerError("cut answer" if cut else "empty answer", "the model wrote nothing")
-    # Its words and not the error: that holds a validator's own error, whose traceback holds this frame, and
-    # the garbage collector cannot see into it. Kept here, it would keep every wrong answer and its request.
-    wrong: str | None = None
-    for value in _objects(text):
-        try:
-            return _validate(value, shape), True
-        except ValidationError as error:
-            wrong = wrong or _describe(error)
-    start = text.find("{")
-    if start >= 0 and (cut or wrong is None):
-        if salvage:
-            try:
-                part = from_json(text[start:], allow_partial=True)
-                return _validate(part, shape, salvage=True), True
-            except (ValueError, ValidationError):
-                pass
-        if cut or _is_open(text[start:]):
-            raise BadAnswerError("cut answer", f"stopped after {len(text)} characters")
-    if wrong is not None:
-        raise BadAnswerError("wrong schema", wrong)
-    raise BadAnswerError("not json", f"no JSON object in {len(text)} characters")
-
-
-@dataclass
-class Attempts:
-    """A request and what has come of it so far, for engines that answer in this process.
-
-    Args:
-        request: What to ask next.
-        most: Attempts, at most.
-        done: Attempts made.
-        prompt_tokens: Tokens read.
-        completion_tokens: Tokens written.
-    """
-
-    request: ChatRequest
-    most: int
-    done: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def settle(self, text: str, *, cut: bool, prompt_tokens: int, completion_tokens: int) -> Outcome | None:
-        """Take an answer in; None if :attr:`request` is to be asked again.
-
-        Args:
-            text: What the model wrote.
-            cut: Whether it was stopped at its longest answer.
-            prompt_tokens: Tokens read.
-            completion_tokens: Tokens written.
-        """
-        self.done += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        key, counts = self.request.key, (self.prompt_tokens, self.completion_tokens, self.done)
-        last = self.done >= self.most
-        try:
-            value, repaired = read_answer(text, self.request.shape, cut=cut, salvage=last)
-        except BadAnswerError as error:
-            if last:
-                return ChatFailure(key, error.kind, error.detail, *counts)
-            self.request = self.request.again(self.done, longer=error.kind == "cut answer")
-            return None
-        return ChatResult(key, value, *counts, repaired)
-
-
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_FENCE = re.compile(r"```[\w-]*\s*\n(.*?)```", re.DOTALL)
-_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
-_DECODER = json.JSONDecoder(strict=False)
-_PLACES = 32
-
-
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects in a text: the largest ones first to begin."""
-    for part in [*_FENCE.findall(text), text]:
-        mended = _TRAILING_COMMA.sub(lambda match: match.group(1) or "", part)
-        start = mended.find("{")
-        for _ in range(_PLACES):
-            if start < 0:
-                break
-            try:
-                value, end = _DECODER.raw_decode(mended, start)
-            except ValueError:
-                end = start + 1
-            else:
-                yield value
-            start = mended.find("{", end)
-
-
-def _is_open(text: str) -> bool:
-    """Whether a text from its first brace on is JSON that only lacks its end."""
-    try:
-        from_json(text)
-    except ValueError as error:
-        return "EOF" in str(error)
-    return False
-
-
-def _validate(value: Any, shape: type[BaseModel], *, salvage: bool = False) -> BaseModel:
-    """Validate, putting right what can be without guessing at content; leaving out what is half there."""
-    for _ in range(_PLACES):
-        try:
-            return shape.model_validate(value)
-        except ValidationError as error:
-            errors = error.errors(include_url=False)
-            mended = isinstance(value, dict) and (_mend(value, errors) or (salvage and _drop(value, errors)))
-            if not mended:
-                raise
-    return shape.model_validate(value)
-
-
-def _mend(value: Any, errors: list[ErrorDetails]) -> bool:
-    """Put one mistake right in place; False when none can be."""
-    for error in errors:
-        place = error["loc"]
-        try:
-            holder = value
-            for step in place[:-1]:
-                holder = holder[step]
-            if error["type"] == "extra_forbidden":
-                del holder[place[-1]]
-                return True
-            if error["type"] == "literal_error" and isinstance(holder[place[-1]], str):
-                choices = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
-                written = re.sub(r"[_\s-]+", " ", holder[place[-1]]).strip().lower()
-                meant = nearest(written, choices)
-                if meant is not None and meant != holder[place[-1]]:
-                    holder[place[-1]] = meant
-                    return True
-        except (KeyError, IndexError, TypeError):
-            continue
-    for error in errors:
-        # The innermost item of a list that holds the mistake goes.
-        place = error["loc"]
-        for depth in range(len(place) - 1, 0, -1):
-            if isinstance(place[depth], int):
-                holder = value
-                for step in place[:depth]:
-                    holder = holder[step]
-                item = place[depth]
-                if isinstance(holder, list) and isinstance(item, int) and len(holder) > 1:
-                    del holder[item]
-                    return True
-    return False
-
-
-def _drop(value: Any, errors: list[ErrorDetails]) -> bool:
-    """Leave out the first object that lacks a part; False if that would be the whole answer."""
-    for error in errors:
-        place = error["loc"]
-        if error["type"] == "missing" and len(place) > 1:
-            holder = value
-            for step in place[:-2]:
-                holder = holder[step]
-            del holder[place[-2]]
-            return True
-    return False
-
-
-def _describe(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'answer'}: {first['msg']}"
 
 
 def estimate_tokens(text: str) -> int:

@@ -9,6 +9,7 @@ The key is read from the environment, and appears in no message.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import random
@@ -17,21 +18,21 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import httpx2
 import openai
+from annotated_types import Ge, Gt
 
+from causalneg.llm.answers import BadAnswerError, read_answer
 from causalneg.llm.chat import (
-    BadAnswerError,
+    ChatBackend,
     ChatFailure,
     ChatRequest,
     ChatResult,
     FailureKind,
-    Mode,
     Outcome,
     estimate_tokens,
-    read_answer,
 )
 from common.errors import BackendError, ConfigError, suggest
 
@@ -39,6 +40,9 @@ _T = TypeVar("_T")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that the key is read from, unless another is named."""
+
+Mode = Literal["json_schema", "json_object", "text"]
+"""How a server is held to JSON: by the schema, by being told to write JSON, or by the prompt alone."""
 
 _START_TIMEOUT = 10.0
 _LONGEST_WAIT = 60.0
@@ -111,15 +115,15 @@ class _Endpoint:
             self.pause(now + wait(self._failing))
 
 
-class OpenAIBackend:
+class OpenAIBackend(ChatBackend):
     """Chat completions of OpenAI-compatible servers; see :class:`causalneg.llm.chat.ChatBackend`.
 
     All endpoints serve the same model. Making one asks each endpoint for its models, so that a missing
     server, a wrong key or an unknown model is told at once.
 
     Args:
-        endpoints: Base URLs, such as ``http://127.0.0.1:8000/v1``.
         model: Name of the model, as the servers have it.
+        endpoints: Base URLs, such as ``http://127.0.0.1:8000/v1``.
         key_variable: Environment variable with the key; servers of one's own need none.
         concurrency: Requests at a time and endpoint to begin with.
         highest_concurrency: Requests at a time and endpoint, at most.
@@ -140,17 +144,17 @@ class OpenAIBackend:
 
     def __init__(
         self,
-        endpoints: Sequence[str],
-        model: str,
         *,
+        model: str = "",
+        endpoints: Sequence[str] = (),
         key_variable: str = KEY_VARIABLE,
-        concurrency: int = 32,
-        highest_concurrency: int = 256,
-        timeout: float = 120.0,
-        attempts: int = 5,
-        first_wait: float = 0.5,
-        patience: float = 600.0,
-        context: int | None = None,
+        concurrency: Annotated[int, Ge(1)] = 32,
+        highest_concurrency: Annotated[int, Ge(1)] = 256,
+        timeout: Annotated[float, Gt(0)] = 120.0,
+        attempts: Annotated[int, Ge(1)] = 5,
+        first_wait: Annotated[float, Gt(0)] = 0.5,
+        patience: Annotated[float, Gt(0)] = 600.0,
+        context: Annotated[int, Ge(1)] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
@@ -222,9 +226,11 @@ class OpenAIBackend:
         """Tokens that prompt and answer may have together: as set, or as the servers tell."""
         return self._context
 
-    def count(self, text: str) -> int:
-        """Tokens of a text, estimated on the long side: a server's tokenizer is not at hand."""
-        return estimate_tokens(text)
+    @property
+    def identity(self) -> dict[str, str]:
+        """Model, and what each request says beside the prompt; see the base class."""
+        more = {"extra_body": json.dumps(self._extra_body, sort_keys=True)} if self._extra_body else {}
+        return {**super().identity, **more}
 
     def _wait(self, attempt: int) -> float:
         """Seconds before another attempt: twice as long each time, at most a minute, never quite the same."""

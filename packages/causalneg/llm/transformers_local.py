@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
-from causalneg.llm.chat import Attempts, ChatFailure, ChatRequest, Outcome
+from causalneg.llm.answers import Attempts
+from causalneg.llm.chat import ChatBackend, ChatFailure, ChatRequest, Outcome
+from causalneg.llm.weights import local_identity
 from common.errors import BackendError, ConfigError
 
 
@@ -53,7 +56,7 @@ class SeededSampling(LogitsProcessor):
         return changed
 
 
-class TransformersBackend:
+class TransformersBackend(ChatBackend):
     """A causal language model by transformers; see :class:`causalneg.llm.chat.ChatBackend`.
 
     Args:
@@ -75,30 +78,37 @@ class TransformersBackend:
 
     def __init__(
         self,
-        model: str | Path,
         *,
-        adapter: str | Path | None = None,
-        batch: int = 8,
-        attempts: int = 3,
-        context: int | None = None,
+        model: str = "",
+        adapter: str | None = None,
+        batch: Annotated[int, Ge(1)] = 8,
+        attempts: Annotated[int, Ge(1)] = 3,
+        context: Annotated[int, Ge(1)] | None = None,
         device: str | None = None,
         dtype: str | None = None,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        ConfigError.raise_if(
+        found = [
             f"{name}: must be at least 1, got {value}"
-            for name, value in (("batch", batch), ("attempts", attempts), ("context", context or 1))
-            if value < 1
+            for name, value in (("batch", batch), ("attempts", attempts), ("context", context))
+            if value is not None and value < 1
+        ]
+        if not model:
+            found.append("model: name a model, or give the folder of one")
+        ConfigError.raise_if(found)
+        self.model = model if adapter is None else f"{model}+{Path(adapter).name}"
+        folders = [model, *([adapter] if adapter else [])]
+        self._identity = local_identity(
+            self.name, self.model, folders, dtype=dtype, template=dict(template or {})
         )
-        self.model = str(model) if adapter is None else f"{model}+{Path(adapter).name}"
         self._batch, self._attempts, self._template = batch, attempts, dict(template or {})
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(model), padding_side="left")
+            self._tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
             lm: Any = AutoModelForCausalLM
-            lm = lm.from_pretrained(str(model), dtype=dtype or "auto")
+            lm = lm.from_pretrained(model, dtype=dtype or "auto")
             if adapter is not None:
-                lm.load_adapter(str(adapter))
+                lm.load_adapter(adapter)
         except (OSError, ValueError, ImportError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BackendError(f"model '{self.model}': cannot be loaded ({first})") from None
@@ -114,6 +124,11 @@ class TransformersBackend:
     def context(self) -> int | None:
         """Tokens that prompt and answer may have together."""
         return self._context
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Model, weights, their type and the chat template's arguments; see the base class."""
+        return self._identity
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
@@ -180,7 +195,7 @@ class TransformersBackend:
         except torch.OutOfMemoryError:
             raise BackendError(
                 f"model '{self.model}': {self._device} has no memory left for {len(batch)} texts at a time; "
-                "what is finished is kept, run the same again with a smaller local.batch"
+                "what is finished is kept, run the same again with a smaller backend.batch"
             ) from None
         ends = self._lm.generation_config.eos_token_id
         stops = set(ends) if isinstance(ends, list) else {ends}

@@ -14,12 +14,15 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from causalneg.llm.chat import Attempts, ChatFailure, ChatRequest, Outcome
+from annotated_types import Ge
+
+from causalneg.llm.answers import Attempts
+from causalneg.llm.chat import ChatBackend, ChatFailure, ChatRequest, Outcome
+from causalneg.llm.weights import local_identity
 from common.errors import BackendError, ConfigError
 
 _MISSING = (
@@ -28,9 +31,8 @@ _MISSING = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """What an engine is made of.
+class VLLMBackend(ChatBackend):
+    """The offline engine; see :class:`causalneg.llm.chat.ChatBackend`.
 
     Args:
         model: Name or folder of a model with a chat template.
@@ -47,48 +49,63 @@ class EngineSettings:
 
     Raises:
         ConfigError: A value is out of range.
-    """
-
-    model: str
-    adapter: str | None = None
-    tensor_parallel: int = 1
-    data_parallel: int = 1
-    context: int | None = None
-    sequences: int | None = None
-    seeds: bool = True
-    attempts: int = 3
-    template: Mapping[str, Any] = field(default_factory=dict)
-    engine: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check all at once."""
-        names = ("tensor_parallel", "data_parallel", "context", "sequences", "attempts")
-        found = [
-            f"{name}: must be at least 1, got {value}"
-            for name in names
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        if not self.model:
-            found.append("model: name a model, or give the folder of one")
-        ConfigError.raise_if(found)
-
-
-class VLLMBackend:
-    """The offline engine; see :class:`causalneg.llm.chat.ChatBackend`.
-
-    Args:
-        settings: What it is made of.
-
-    Raises:
         BackendError: vLLM is not installed, or cannot serve this model on these devices.
     """
 
     name = "vllm"
 
-    def __init__(self, settings: EngineSettings) -> None:
-        adapter = f"+{Path(settings.adapter).name}" if settings.adapter else ""
-        self.model = f"{settings.model}{adapter}"
-        self._engine = _Engine(settings) if settings.data_parallel == 1 else _Engines(settings)
+    def __init__(
+        self,
+        *,
+        model: str = "",
+        adapter: str | None = None,
+        tensor_parallel: Annotated[int, Ge(1)] = 1,
+        data_parallel: Annotated[int, Ge(1)] = 1,
+        context: Annotated[int, Ge(1)] | None = None,
+        sequences: Annotated[int, Ge(1)] | None = None,
+        seeds: bool = True,
+        attempts: Annotated[int, Ge(1)] = 3,
+        template: Mapping[str, Any] | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
+        numbers = {
+            "tensor_parallel": tensor_parallel,
+            "data_parallel": data_parallel,
+            "context": context,
+            "sequences": sequences,
+            "attempts": attempts,
+        }
+        found = [
+            f"{name}: must be at least 1, got {value}"
+            for name, value in numbers.items()
+            if value is not None and value < 1
+        ]
+        if not model:
+            found.append("model: name a model, or give the folder of one")
+        ConfigError.raise_if(found)
+        self.model = model if adapter is None else f"{model}+{Path(adapter).name}"
+        template, engine = dict(template or {}), dict(engine or {})
+        folders = [model, *([adapter] if adapter else [])]
+        self._identity = local_identity(
+            self.name, self.model, folders, template=template, engine=engine, seeds=seeds
+        )
+        options: dict[str, Any] = {
+            "model": model,
+            "adapter": adapter,
+            "tensor_parallel": tensor_parallel,
+            "context": context,
+            "sequences": sequences,
+            "seeds": seeds,
+            "attempts": attempts,
+            "template": template,
+            "engine": engine,
+        }
+        self._engine = _Engine(**options) if data_parallel == 1 else _Engines(data_parallel, options)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Model, weights, and the arguments of engine and chat template; see the base class."""
+        return self._identity
 
     @property
     def context(self) -> int | None:
@@ -111,8 +128,20 @@ class VLLMBackend:
 class _Engine:
     """One engine, its front in this process."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        *,
+        model: str,
+        adapter: str | None,
+        tensor_parallel: int,
+        context: int | None,
+        sequences: int | None,
+        seeds: bool,
+        attempts: int,
+        template: dict[str, Any],
+        engine: dict[str, Any],
+    ) -> None:
+        self._seeds, self._attempts, self._template = seeds, attempts, template
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
             import vllm
@@ -126,27 +155,27 @@ class _Engine:
             ) from None
         self._sampling, self._structured = vllm.SamplingParams, StructuredOutputsParams
         arguments: dict[str, Any] = {
-            "model": settings.model,
-            "tensor_parallel_size": settings.tensor_parallel,
+            "model": model,
+            "tensor_parallel_size": tensor_parallel,
             "enable_prefix_caching": True,
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
-        if settings.context is not None:
-            arguments["max_model_len"] = settings.context
-        if settings.sequences is not None:
-            arguments["max_num_seqs"] = settings.sequences
-        if settings.seeds and current_platform.is_cpu():
+        if context is not None:
+            arguments["max_model_len"] = context
+        if sequences is not None:
+            arguments["max_num_seqs"] = sequences
+        if seeds and current_platform.is_cpu():
             # A prompt that is read in two steps makes vLLM turn a request's generator back, which a generator
             # on a CPU cannot do: the engine would die.
             arguments["enable_chunked_prefill"] = False
         self._adapter = None
-        if settings.adapter is not None:
-            arguments |= {"enable_lora": True, "max_lora_rank": _rank(Path(settings.adapter))}
-            self._adapter = LoRARequest("adapter", 1, str(settings.adapter))
+        if adapter is not None:
+            arguments |= {"enable_lora": True, "max_lora_rank": _rank(Path(adapter))}
+            self._adapter = LoRARequest("adapter", 1, adapter)
         try:
-            self._llm = vllm.LLM(**(arguments | dict(settings.engine)))
+            self._llm = vllm.LLM(**(arguments | engine))
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise BackendError(f"backend vllm: {settings.model}: {_first_line(error)}") from None
+            raise BackendError(f"backend vllm: {model}: {_first_line(error)}") from None
         self.context: int | None = int(self._llm.llm_engine.model_config.max_model_len)
         scheduler = self._llm.llm_engine.vllm_config.scheduler_config
         self._sequences = int(scheduler.max_num_seqs)
@@ -166,7 +195,7 @@ class _Engine:
                     request = take()
                     if request is None:
                         break
-                    refused = self._add(Attempts(request, self._settings.attempts), under_way)
+                    refused = self._add(Attempts(request, self._attempts), under_way)
                     if refused is not None:
                         yield refused
                 if not under_way:
@@ -205,7 +234,7 @@ class _Engine:
         parameters = self._sampling(
             temperature=request.temperature,
             top_p=request.top_p,
-            seed=request.seed if self._settings.seeds else None,
+            seed=request.seed if self._seeds else None,
             max_tokens=request.max_tokens,
             structured_outputs=self._structured(json=dict(request.schema)),
         )
@@ -214,7 +243,7 @@ class _Engine:
                 [[{"role": m.role, "content": m.content} for m in request.messages]],
                 parameters,
                 lora_request=self._adapter,
-                chat_template_kwargs=dict(self._settings.template) or None,
+                chat_template_kwargs=self._template or None,
                 use_tqdm=False,
             )
         except ValueError as error:
@@ -236,32 +265,31 @@ class _Engine:
 class _Engines:
     """Several engines, each in a process and on devices of its own; requests go where the fewest wait."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        size = settings.tensor_parallel
+    def __init__(self, copies: int, options: dict[str, Any]) -> None:
+        size = options["tensor_parallel"]
         visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
         spawn = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(settings.data_parallel):
+        for rank in range(copies):
             numbers = range(rank * size, (rank + 1) * size)
             devices = ",".join(visible[n] if n < len(visible) else str(n) for n in numbers)
             here, there = spawn.Pipe()
-            one = EngineSettings(**{**vars(settings), "data_parallel": 1})
-            process = spawn.Process(target=_serve, args=(there, one, devices), daemon=False)
+            process = spawn.Process(target=_serve, args=(there, options, devices), daemon=False)
             process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
         try:
-            told = [self._receive(pipe) for pipe in self._pipes]
+            ready = [self._receive(pipe) for pipe in self._pipes]
         except BaseException:
             self.close()
             raise
-        self.context: int | None = told[0][1]
-        self._sequences: int = told[0][2]
+        self.context: int | None = ready[0][1]
+        self._sequences: int = ready[0][2]
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(options["model"])
 
     def _receive(self, pipe: Connection) -> Any:
         """A message of an engine.
@@ -327,11 +355,11 @@ class _Engines:
                 process.join()
 
 
-def _serve(pipe: Connection, settings: EngineSettings, devices: str) -> None:
+def _serve(pipe: Connection, options: dict[str, Any], devices: str) -> None:
     """An engine in its own process: requests in, outcomes out, until the pipe is closed."""
     os.environ["CUDA_VISIBLE_DEVICES"] = devices
     try:
-        engine = _Engine(settings)
+        engine = _Engine(**options)
     except BackendError as error:
         pipe.send(error)
         return

@@ -183,7 +183,7 @@ class _Known:
 
 
 class _AllGather(torch.autograd.Function):
-    """Rows of all processes; backward sums what all processes' losses have to say about one's own rows."""
+    """Rows of all processes; backward sums the gradients of all processes' losses by one's own rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Shaped[Tensor, "rows *rest"], sizes: list[int]) -> Shaped[Tensor, "all *rest"]:

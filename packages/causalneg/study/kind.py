@@ -13,7 +13,7 @@ from causalneg.study.prepare import Prepared, forget_checkpoints, placed, prepar
 from causalneg.study.resample import QueryResampler, splits
 from causalneg.study.table import RetrievalReport, study_table
 from causalneg.training.config import TrainConfig
-from causalneg.training.run import train_run
+from causalneg.training.run import Library, train_run
 from common import config
 from common.config import Registry
 from common.study.collect import Measure, Run, run_rows
@@ -31,9 +31,10 @@ DIAGNOSIS = "diagnosis"
 """What stands in place of the split where held-out training queries are diagnosed."""
 
 
-def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path) -> None:
-    """Train and evaluate one run, in a worker process."""
-    train_run(config.load(TrainConfig, None, base=placed(settings_of(spec), prepared, cache)), folder)
+def train(spec: RunSpec, folder: Path, *, prepared: Prepared, cache: Path, library: Library) -> None:
+    """Train and evaluate one run, in a worker process; its runs share what the library has read."""
+    loaded = config.load(TrainConfig, None, base=placed(settings_of(spec), prepared, cache))
+    train_run(loaded, folder, library=library)
 
 
 class RetrievalStudies(StudyKind[RetrievalStudy, Prepared, QueryResampler]):
@@ -64,7 +65,7 @@ class RetrievalStudies(StudyKind[RetrievalStudy, Prepared, QueryResampler]):
 
     def worker(self, prepared: Prepared, out: Path) -> Worker:
         """Trains on what was prepared."""
-        return partial(train, prepared=prepared, cache=out / "cache")
+        return partial(train, prepared=prepared, cache=out / "cache", library=Library())
 
     def resampler(self, runs: Sequence[Run]) -> QueryResampler:
         """Resamples the queries of the test splits."""

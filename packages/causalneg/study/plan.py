@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from causalneg.generation.world_lm import Lesson
+from causalneg.generation.writers.taught import Lesson
 from common import config
 from common.errors import ConfigError, suggest
 from common.study.plan import Study, nested
@@ -27,7 +27,8 @@ class RetrievalStudy(Study):
             rewritten mined negatives per query}``, ``{write: world-lm, from: a mined set,
             temperature: 0.7, batch: 64, engine: an environment with vLLM; without one transformers writes}``.
         teach: The language model that ``world-lm`` writes with, taught the world by the rules: ``{from: a
-            mined set, minutes: 20, ...}``, whatever :class:`~causalneg.generation.world_lm.Lesson` knows.
+            mined set, minutes: 20, ...}``, whatever
+            :class:`~causalneg.generation.writers.taught.Lesson` knows.
         start: Training of the encoder that all arms start from, by dotted key; empty starts from scratch.
         train_split: Split that is mined and trained on.
         truth_split: Split with every true positive of the training queries, where that is known.

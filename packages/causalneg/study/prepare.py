@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
-from causalneg.commands import beside, generate_set, mine_set
+from causalneg.commands import mine_set
 from causalneg.data import read_dataset, read_examples, write_dataset, write_examples
 from causalneg.evaluation.evaluate import evaluate_bm25
-from causalneg.generation.world_lm import teach
+from causalneg.generation.config import GenerateConfig
+from causalneg.generation.sets import generate_set
+from causalneg.generation.writers.taught import teach
 from causalneg.mining import MiningRules
 from causalneg.study.plan import TAUGHT, RetrievalStudy
 from causalneg.study.taught import python_of, write_taught
@@ -28,7 +30,7 @@ from causalneg.training.run import train_run
 from causalneg.world import WorldConfig, make_world
 from common import config
 from common.errors import ConfigError, suggest
-from common.files import atomic_write
+from common.files import atomic_write, beside
 from common.study.plan import nested
 from common.study.prepare import (
     Source,
@@ -200,7 +202,7 @@ def _train_start(settings: Mapping[str, Any], data: Path, out: Path) -> None:
     loaded = config.load(
         TrainConfig, None, base=nested(settings, own, {"diagnose": {"holdout": 0.0, "examples": []}})
     )
-    train_run(loaded, out / "start")
+    train_run(loaded, out / "start", replace=True)
     forget_checkpoints(out / "start")
 
 
@@ -264,10 +266,15 @@ def _write_set(order: _SetOrder) -> None:
     elif order.source is not None:
         voices = int(how.get("voices", 0))
         beside(path, ".journal").unlink(missing_ok=True)
+        writer = {"name": how["write"], "artifact": float(rest.get("artifact", 0.0))}
         generate_set(
-            order.data, order.source, path, backend=how["write"], artifact=float(rest.get("artifact", 0.0)),
-            both_voices=voices > 0, voices_per_query=voices,
-        )  # fmt: skip
+            order.data,
+            order.source,
+            path,
+            config.load(GenerateConfig, None, base={"writer": writer}),
+            both_voices=voices > 0,
+            voices_per_query=voices,
+        )
 
 
 def _write_taught(order: _SetOrder, model: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from causalneg.commands import beside
 from causalneg.study.plan import RetrievalStudy
 from causalneg.study.prepare import Prepared
 from causalneg.study.resample import QueryResampler, splits
+from common.files import beside
 from common.report.tables import MISSING, format_difference, format_p, markdown_table
 from common.stats.bootstrap import Difference
 from common.stats.spread import Spread

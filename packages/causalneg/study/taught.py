@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causalneg.generation.world_lm import CONTEXT, LIMITS
+from causalneg.generation.writers.taught import CONTEXT, LIMITS
 from common.errors import BackendError
 
 
@@ -36,18 +36,18 @@ def write_taught(path: Path, how: Mapping[str, Any], data: Path, source: Path, m
     """
     engine = "engine" in how
     python = python_of(path.stem, how)
-    chosen: dict[str, Any] = {f"limits.{name}": value for name, value in vars(LIMITS).items()}
-    chosen["temperature"] = how.get("temperature", 0.7)
+    chosen: dict[str, Any] = {f"writer.limits.{name}": value for name, value in vars(LIMITS).items()}
+    chosen["writer.temperature"] = how.get("temperature", 0.7)
     texts = int(how.get("batch", 64))
     if engine:
-        chosen |= {"vllm.sequences": texts, "vllm.context": CONTEXT, "vllm.attempts": 2}
+        chosen |= {"backend.sequences": texts, "backend.context": CONTEXT, "backend.attempts": 2}
         # It has learnt JSON with a space after colon and comma, and is not held to another layout.
         spaces = "{backend: xgrammar, disable_any_whitespace: false}"
-        chosen["vllm.engine"] = (
+        chosen["backend.engine"] = (
             f"{{dtype: float32, enforce_eager: true, structured_outputs_config: {spaces}}}"
         )
     else:
-        chosen |= {"local.batch": texts, "local.attempts": 2}
+        chosen |= {"backend.batch": texts, "backend.attempts": 2}
     command = [str(python), "-m", "causalneg.cli", "generate", str(data), str(source)]
     command += [str(path), "--backend", "vllm" if engine else "transformers", "--model", str(model)]
     command += [f"{name}={value}" for name, value in chosen.items()]

@@ -3,7 +3,7 @@
 A language model leaves marks in what it writes. Here the marks are a closed list of fillers, so that they can
 be put into any English text with a known strength, and taken out again to the letter. The text means the same
 with and without them: a change of score between the two is the source shortcut and nothing else.
-Source: CausalNeg (arXiv 2606.01304) names the shortcut; the way to make and undo it is ours.
+Source: CausalNeg (arXiv 2606.01304) names the shortcut; the way to make and undo it is this project's.
 """
 
 from __future__ import annotations

@@ -11,11 +11,14 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from causalneg.encoders import ENCODERS, Encoder
 from causalneg.losses import TERMS, Term
-from common.config import Component, config_hash
+from common.config import Component
 from common.config import load as load_config
-from common.training.fit import FitConfig
+from common.errors import ConfigError
+from common.training.config import RENAMED as FIT_RENAMED
+from common.training.config import FitConfig, TrackingConfig, mistakes
 
 RENAMED = {
+    **FIT_RENAMED,
     "encoder.kind": "encoder.name",
     "encoder.options": "part of the encoder itself: encoder={name: static, dim: 512}",
     "encoder.start": "encoder={name: saved, folder: ...}",
@@ -129,21 +132,6 @@ class RetrievalFit(FitConfig):
     monitor: str = "valid/ndcg@10"
 
 
-@dataclass
-class TrackingConfig:
-    """Where the figures of a run go besides its folder.
-
-    Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
-        project: W&B project.
-        group: W&B group.
-    """
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "causalneg"
-    group: str | None = None
-
-
 @dataclass(kw_only=True)
 class TrainConfig:
     """Everything that decides a run.
@@ -195,15 +183,13 @@ class TrainConfig:
     fit: RetrievalFit = field(default_factory=RetrievalFit)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse what would stop a run after it began, all at once."""
+        ConfigError.raise_if(mistakes(self))
+
 
 def load_train_config(
     path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
 ) -> TrainConfig:
     """Read the settings of a run; see :func:`common.config.load`."""
     return load_config(TrainConfig, path, overrides, base, renamed=RENAMED)
-
-
-def run_hash(config: TrainConfig) -> str:
-    """What tells two runs apart: the config without where things lie and how they are shown."""
-    ignored = ("data", "out", "name", "cache", "mixed", "tracking", "fit.progress", "fit.log_every")
-    return config_hash(config, ignore=ignored)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from causalneg.data import Dataset as Retrieval
 from causalneg.data import passage_key, resolve_passage
 from causalneg.data.dataset import PassageKey as Key
+from causalneg.data.dataset import text_key
 from causalneg.data.schema import Example, Negative, Passage
 from causalneg.encoders import Encoder
 from common.errors import DataError
@@ -180,23 +181,21 @@ class TrainingSet(Dataset[Batch]):
         negatives = [[row(n) for n in e.negatives] for e in self.examples]
         generated = [n.source == "generated" for e in self.examples for n in e.negatives]
         sources = list(range(len(passages)))
-        spoken = {
+        rewritten = {
             i: row(v) for i in sources if (v := (voices or {}).get(passage_key(passages[i]))) is not None
         }
-        document = {p.document_id: i for i, p in enumerate(passages) if p.text is None}
-        judged = [
-            {document[d] for d in (known or {}).get(e.query.id, ()) if d in document} | set(own)
-            for e, own in zip(self.examples, positives, strict=True)
-        ]
         self.positives = Ragged.from_lists(positives)
         self.negatives = Ragged.from_lists(negatives)
         self.generated = np.array(generated, dtype=bool)
-        self.known = Ragged.from_lists(
-            [sorted(rows | {spoken[r] for r in rows if r in spoken}) for rows in judged]
-        )
         self.voice = np.full(len(passages), -1, dtype=np.int64)
-        self.voice[list(spoken)] = list(spoken.values())
+        self.voice[list(rewritten)] = list(rewritten.values())
         self.texts = [resolve_passage(p, dataset) for p in passages]
+        # The same text is the same answer, under whatever document id it stands.
+        number: dict[str, int] = {}
+        self.number = np.array([number.setdefault(text_key(t), len(number)) for t in self.texts], np.int64)
+        self.known = Ragged.from_lists(
+            _known_numbers(self.examples, positives, self.number, number, rewritten, known or {}, dataset)
+        )
         self.documents = _tokens(passages, self.texts, encoder, dataset, corpus)
         self.queries = encoder.tokenize([e.query.text for e in self.examples], query=True)
         self.epoch = 0
@@ -228,11 +227,35 @@ class TrainingSet(Dataset[Batch]):
             negative=_tensor(where[len(rows) :]),
             negative_row=_tensor(np.repeat(np.arange(len(rows)), negatives.lengths)),
             generated=torch.from_numpy(self.generated[places]),
-            positive_id=_tensor(used[: len(rows)]),
-            negative_id=_tensor(used[len(rows) :]),
+            positive_id=_tensor(self.number[used[: len(rows)]]),
+            negative_id=_tensor(self.number[used[len(rows) :]]),
             known_row=_tensor(np.repeat(np.arange(len(rows)), known.lengths)),
             known_id=_tensor(known.values),
         )
+
+
+def _known_numbers(
+    examples: Sequence[Example],
+    positives: Sequence[Sequence[int]],
+    number_of: Int[np.ndarray, " passages"],
+    number: Mapping[str, int],
+    rewritten: Mapping[int, int],
+    known: Mapping[str, Sequence[str]],
+    dataset: Retrieval | None,
+) -> list[list[int]]:
+    """Numbers of the texts that answer each query: positives, judged documents, their rewritten versions."""
+    versions: dict[int, set[int]] = {}
+    for passage, version in rewritten.items():
+        versions.setdefault(int(number_of[passage]), set()).add(int(number_of[version]))
+    judged = {id for e in examples for id in known.get(e.query.id, ())}
+    there = [] if dataset is None else [dataset.document(id) for id in judged if id in dataset.index]
+    of_document = {d.id: number[key] for d in there if (key := text_key(d.content)) in number}
+    out = []
+    for example, own in zip(examples, positives, strict=True):
+        found = {int(number_of[passage]) for passage in own}
+        found |= {of_document[id] for id in known.get(example.query.id, ()) if id in of_document}
+        out.append(sorted(found.union(*(versions[n] for n in found if n in versions))))
+    return out
 
 
 def _tokens(
@@ -346,7 +369,9 @@ class RetrievalData(L.LightningDataModule):
         self._resume = (0, 0)
         return DataLoader(self.training, sampler=sampler, batch_size=None)
 
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch | Tensor, device: Any, dataloader_idx: int
+    ) -> Batch | Tensor:
         """Move a batch, asynchronously where its memory is pinned."""
         return batch.to(device, non_blocking=True)
 

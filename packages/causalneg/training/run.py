@@ -5,38 +5,111 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from causalneg.data import Dataset, passage_key, read_dataset, read_examples
-from causalneg.data import Report as Tell
+from causalneg.data import Dataset, Report, passage_key, read_dataset, read_examples
 from causalneg.data.dataset import PassageKey as Key
+from causalneg.data.readers import find_reader
 from causalneg.data.schema import Example, Passage
-from causalneg.encoders import Encoder, load_encoder
-from causalneg.encoders.cache import tokenize
-from causalneg.evaluation.diagnostics import SourceReport
-from causalneg.evaluation.evaluate import Evaluation, evaluate_encoder, evaluate_views
-from causalneg.evaluation.probe import Probe
-from causalneg.training.build import make_encoder, make_module
-from causalneg.training.config import TrainConfig, load_train_config, run_hash
-from causalneg.training.data import (
-    RetrievalData,
-    TrainingSet,
-    ValidatedData,
-    combine,
-    held_out,
-)
-from common.config import save as save_config
+from causalneg.training.config import RENAMED, TrainConfig
+from common.cli import report as to_stderr
 from common.errors import ConfigError, DataError
-from common.files import atomic_write
+from common.files import atomic_write, fingerprint
 from common.ragged import Ragged
-from common.training.fit import fit
 from common.training.record import Record
-from common.training.tracking import close, loggers
+from common.training.run import Measured, Task, Training, check_inputs, load_run, train
+
+if TYPE_CHECKING:
+    from causalneg.encoders import Encoder
+    from causalneg.evaluation.diagnostics import SourceReport
+    from causalneg.evaluation.evaluate import Evaluation
+    from causalneg.evaluation.probe import Probe
+    from causalneg.training.data import TrainingSet
+
+T = TypeVar("T")
+
+
+class Library:
+    """Data sets and training sets, read once for all runs that are done with the same library.
+
+    They are known by the content of their files, so a file that changes is read again.
+
+    Args:
+        kept: How many are kept in memory, the latest ones.
+    """
+
+    def __init__(self, kept: int = 8) -> None:
+        self._kept = kept
+        self._found: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+
+    def dataset(self, path: Path, splits: Sequence[str], *, skip_bad: bool, report: Report | None) -> Dataset:
+        """A BEIR folder with the judgements of some splits.
+
+        Args:
+            path: The folder.
+            splits: The splits.
+            skip_bad: Whether malformed lines are left out.
+            report: Called with how many were.
+        """
+        key = ("dataset", path.resolve(), dataset_fingerprint(path, splits), tuple(splits), skip_bad)
+        return self._once(key, lambda: read_dataset(path, splits=splits, skip_bad=skip_bad, report=report))
+
+    def examples(self, path: Path, *, skip_bad: bool, report: Report | None) -> list[Example]:
+        """A training set.
+
+        Args:
+            path: The JSONL file.
+            skip_bad: Whether malformed lines are left out.
+            report: Called with how many were.
+        """
+        key = ("examples", path.resolve(), fingerprint([path]), skip_bad)
+        return self._once(key, lambda: read_examples(path, skip_bad=skip_bad, report=report))
+
+    def _once(self, key: tuple[object, ...], read: Callable[[], T]) -> T:
+        if key not in self._found:
+            self._found[key] = read()
+        self._found.move_to_end(key)
+        while len(self._found) > self._kept:
+            self._found.popitem(last=False)
+        found: T = self._found[key]
+        return found
+
+
+def dataset_fingerprint(path: Path, splits: Sequence[str]) -> str:
+    """What tells the content of a data set apart: documents, queries and the judgements of some splits.
+
+    Args:
+        path: The data set, in any layout that there is a reader for.
+        splits: The splits; one that is not there is left to whoever reads the data set.
+
+    Raises:
+        DataError: There is no such data set, or it has no documents or queries.
+    """
+    reader = find_reader(path)
+    judged = [reader.file(split) for split in sorted(set(splits))]
+    files = [reader.file("documents"), reader.file("queries"), *(file for file in judged if file.is_file())]
+    DataError.raise_if(f"{file}: missing; {reader.layout}" for file in files if not file.is_file())
+    return fingerprint(files)
+
+
+def encoder_fingerprint(folder: Path) -> str:
+    """What tells the content of an encoder's folder apart; evaluations that were left in it do not count.
+
+    Args:
+        folder: The folder, or that of a run.
+    """
+    inner = folder / "encoder"
+    folder = inner if inner.is_dir() else folder
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    if not files:
+        raise DataError(f"{folder}: there is no encoder; give the folder that one was saved in")
+    return fingerprint(f for f in files if "eval" not in f.relative_to(folder).parts)
 
 
 @dataclass(frozen=True)
@@ -58,22 +131,41 @@ class Material:
     encoder: Encoder
 
 
-def open_material(config: TrainConfig, *, skip_bad: bool = False, tell: Tell | None = None) -> Material:
+def _splits(config: TrainConfig) -> tuple[str, ...]:
+    """The splits that a run reads."""
+    valid = [config.valid_split] if config.valid_split else []
+    return tuple(dict.fromkeys([config.train_split, *valid, *config.tests]))
+
+
+def open_material(
+    config: TrainConfig,
+    *,
+    skip_bad: bool = False,
+    report: Report | None = None,
+    library: Library | None = None,
+) -> Material:
     """Read everything that a config names.
 
     Args:
         config: The config.
         skip_bad: Whether malformed lines are left out.
-        tell: Told how many were.
+        report: Called with how many were.
+        library: What was read before.
 
     Raises:
         ConfigError: Parts of the config do not fit together.
         DataError: A file cannot be read, or a query has too few negatives.
     """
-    splits = list(dict.fromkeys([config.train_split, *([config.valid_split] if config.valid_split else [])]))
-    names = (*splits, *(t for t in config.tests if t not in splits))
-    dataset = _dataset(config.data, names, skip_bad, tell)
-    sets = [(_examples(entry.path, skip_bad, tell), entry.count) for entry in config.sets]
+    from causalneg.training.build import make_encoder
+    from causalneg.training.data import combine, held_out
+
+    library = library or Library()
+
+    def examples(path: Path) -> list[Example]:
+        return library.examples(path, skip_bad=skip_bad, report=report)
+
+    dataset = library.dataset(config.data, _splits(config), skip_bad=skip_bad, report=report)
+    sets = [(examples(entry.path), entry.count) for entry in config.sets]
     if sets:
         combined = combine(sets, candidates=config.candidates, exact=config.exact)
     else:
@@ -87,49 +179,19 @@ def open_material(config: TrainConfig, *, skip_bad: bool = False, tell: Tell | N
     if not kept:
         raise ConfigError(f"diagnose.holdout: {share} leaves no query to train on")
     if config.diagnose.examples:
-        everything = combine([(_examples(path, skip_bad, tell), 10**6) for path in config.diagnose.examples])
+        everything = combine([(examples(path), 10**6) for path in config.diagnose.examples])
         probes = [e for e in everything if held_out(e.query.id, share)]
     else:
         probes = [e for e in combined if held_out(e.query.id, share)]
-    voices = _voices(config.voices, skip_bad, tell) if config.voices else {}
-    return Material(
-        dataset, kept, probes, voices, make_encoder(config, [d.content for d in dataset.documents])
-    )
+    voices = _voices(config.voices, examples(config.voices)) if config.voices else {}
+    encoder = make_encoder(config, [document.content for document in dataset.documents])
+    return Material(dataset, kept, probes, voices, encoder)
 
 
-def _examples(path: Path, skip_bad: bool = False, tell: Tell | None = None) -> list[Example]:
-    """A training set; kept in memory for the next run of this process, unless the file changes."""
-    if not path.is_file():
-        return read_examples(path)
-    return _read_examples(path, path.stat().st_mtime_ns, skip_bad, tell)
-
-
-@lru_cache(maxsize=8)
-def _read_examples(path: Path, changed: int, skip_bad: bool, tell: Tell | None) -> list[Example]:
-    return read_examples(path, skip_bad=skip_bad, report=tell)
-
-
-def _dataset(
-    path: Path, splits: tuple[str, ...], skip_bad: bool = False, tell: Tell | None = None
-) -> Dataset:
-    """A data set; kept in memory for the next run of this process, unless its corpus changes."""
-    corpus = path / "corpus.jsonl"
-    if not corpus.is_file():
-        return read_dataset(path, splits=splits)
-    return _read_dataset(path, splits, corpus.stat().st_mtime_ns, skip_bad, tell)
-
-
-@lru_cache(maxsize=2)
-def _read_dataset(
-    path: Path, splits: tuple[str, ...], changed: int, skip_bad: bool, tell: Tell | None
-) -> Dataset:
-    return read_dataset(path, splits=splits, skip_bad=skip_bad, report=tell)
-
-
-def _voices(path: Path, skip_bad: bool, tell: Tell | None) -> dict[Key, Passage]:
+def _voices(path: Path, examples: Sequence[Example]) -> dict[Key, Passage]:
     """Rewritten passages by the document that they were made of."""
     found: dict[Key, Passage] = {}
-    for example in _examples(path, skip_bad, tell):
+    for example in examples:
         for passage in (*example.positives, *example.negatives):
             if passage.voice is not None and passage.document_id is not None:
                 found.setdefault(passage_key(Passage(document_id=passage.document_id)), passage)
@@ -138,103 +200,197 @@ def _voices(path: Path, skip_bad: bool, tell: Tell | None) -> dict[Key, Passage]
     return found
 
 
+class RetrievalTask(Task):
+    """Train an encoder, evaluate it on every test split, diagnose the source shortcut.
+
+    Args:
+        config: Everything that decides the run.
+        skip_bad: Whether malformed lines are left out.
+        report: Called with how many were, and with what else a user should know.
+        library: What was read before, for callers that do several runs.
+    """
+
+    method = "causalneg"
+    display = ("cache",)
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        skip_bad: bool = False,
+        report: Report = to_stderr,
+        library: Library | None = None,
+    ) -> None:
+        self._config = config
+        self._skip_bad, self._report = skip_bad, report
+        self._library = library or Library()
+        self._built: _Built | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self._config
+
+    def inputs(self) -> dict[str, str]:
+        """Data, mixed twin, training sets, voices, probes and the encoder to start from, by content."""
+        config = self.config
+        found = {"data": dataset_fingerprint(config.data, _splits(config))}
+        if config.mixed is not None:
+            found["mixed"] = dataset_fingerprint(config.mixed, config.tests)
+        files = {f"sets[{place}].path": entry.path for place, entry in enumerate(config.sets)}
+        files |= {f"diagnose.examples[{place}]": path for place, path in enumerate(config.diagnose.examples)}
+        files |= {"voices": config.voices} if config.voices else {}
+        found |= {key: fingerprint([path]) for key, path in files.items()}
+        options = config.encoder.options
+        folders = {f"encoder.{key}": options.get(key) for key in ("folder", "model")}
+        found |= {
+            key: encoder_fingerprint(Path(path))
+            for key, path in folders.items()
+            if path is not None and (key == "encoder.folder" or Path(path).is_dir())
+        }
+        return found | ({"--skip-bad": "yes"} if self._skip_bad else {})
+
+    def label(self) -> str:
+        """Name of the encoder."""
+        return self.config.encoder.name
+
+    def build(self, run_dir: Path) -> Training:
+        """Read the data, make the encoder, and measure it untrained."""
+        from causalneg.training.build import make_module
+        from causalneg.training.data import RetrievalData, TrainingSet, ValidatedData
+
+        config = self.config
+        material = open_material(config, skip_bad=self._skip_bad, report=self._report, library=self._library)
+        dataset, encoder = material.dataset, material.encoder
+        training = TrainingSet(
+            material.examples,
+            encoder,
+            dataset,
+            known=dataset.positives(config.train_split),
+            voices=material.voices,
+            voice_share=config.voice_share,
+            corpus=_known_tokens(config, dataset, encoder),
+            seed=config.seed,
+        )
+        batches = ValidatedData if config.valid_split else RetrievalData
+        data = batches(training, batch_size=config.train.batch_size, seed=config.seed)
+        probe = make_probe(config, material)
+        untrained = _untrained(probe, encoder, run_dir, config.cache)
+        known = untrained.figures() if untrained is not None else {}
+        module = make_module(
+            config,
+            encoder,
+            steps=_steps(config, len(training)),
+            validation=_validation(config, dataset) if config.valid_split else None,
+            probe=probe.figures if probe is not None else None,
+            untrained={name: value for name, value in known.items() if math.isfinite(value)} or None,
+        )
+        if untrained is not None:
+            for term in module.terms.values():
+                if (warning := term.warning(untrained.hardness_gap)) is not None:
+                    self._report(warning)
+        encoder.train()
+        self._built = _Built(dataset, encoder, training, probe, untrained)
+        parameters = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+        return Training(module, data, parameters)
+
+    def evaluate(self, run_dir: Path) -> Measured:
+        """Save the encoder, evaluate every test split, diagnose."""
+        assert self._built is not None
+        built, config = self._built, self.config
+        encoder, training = built.encoder.eval(), built.training
+        encoder.save(run_dir / "encoder")
+        measured = self._test(built.dataset, encoder, run_dir)
+        if built.probe is not None and built.untrained is not None:
+            measured.metrics |= _diagnose(built.probe.report(encoder), built.untrained, run_dir)
+        measured.notes |= {
+            "documents": len(built.dataset.documents),
+            "train_queries": len(training),
+            "candidates": float(training.negatives.lengths.mean()),
+            "short_of_candidates": int((training.negatives.lengths < config.candidates).sum()),
+            "texts_cut": encoder.cut,
+        }
+        return measured
+
+    def advice(self) -> str:
+        """The sizes that decide how much memory a step takes."""
+        own = self.config.train
+        return f"lower train.batch_size={own.batch_size} or the encoder's sizes, or set train.cached=true"
+
+    def _test(self, dataset: Dataset, encoder: Encoder, run_dir: Path) -> Measured:
+        """Evaluate every test split on the corpus and on its mixed-style twin."""
+        from causalneg.evaluation.evaluate import evaluate_views
+
+        config, measured = self.config, Measured()
+        evaluated: dict[str, str] = {}
+        styled_gold: dict[str, list[str]] = {}
+        measured.notes |= {"tests": list(config.tests), "evaluated": evaluated, "styled_gold": styled_gold}
+        if not config.tests:
+            return measured
+        views = {"": dataset}
+        if config.mixed is not None:
+            views["/mixed"] = self._library.dataset(
+                config.mixed, tuple(config.tests), skip_bad=self._skip_bad, report=None
+            )
+        evaluations = evaluate_views(encoder, list(views.values()), config.tests, cache=config.cache)
+        for (view, corpus), found in zip(views.items(), evaluations, strict=True):
+            for one in found:
+                one.save(run_dir / "eval")
+                evaluated[one.split + view] = f"{one.name}-{one.split}"
+                measured.metrics |= {f"{one.split}/{k}{view}": v for k, v in one.metrics.mean.items()}
+                if view:
+                    styled = _styled_gold(corpus, one.split)
+                    styled_gold[one.split] = sorted(styled)
+                    measured.metrics |= _by_gold(one, styled)
+        return measured
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What a task has opened."""
+
+    dataset: Dataset
+    encoder: Encoder
+    training: TrainingSet
+    probe: Probe | None
+    untrained: SourceReport | None
+
+
 def train_run(
-    config: TrainConfig, run_dir: Path, *, skip_bad: bool = False, tell: Tell | None = None
+    config: TrainConfig,
+    run_dir: Path | None = None,
+    *,
+    skip_bad: bool = False,
+    report: Report = to_stderr,
+    library: Library | None = None,
+    replace: bool = False,
 ) -> Record:
-    """Train, evaluate on every test split, diagnose the source shortcut; resumes what a killed call left.
+    """Train, evaluate, diagnose; see :func:`common.training.run.train`.
 
     The folder then holds config.yaml, record.json, metrics.csv, checkpoints/, encoder/, eval/ and
     diagnosis.json.
 
     Args:
         config: Everything that decides the run.
-        run_dir: The run folder.
+        run_dir: The run folder; by default the one that the config names.
         skip_bad: Whether malformed lines are left out.
-        tell: Told how many were, and what else a user should know.
+        report: Called with how many were, and with what else a user should know.
+        library: What was read before, for callers that do several runs.
+        replace: Whether another run in the folder is removed instead of refused.
 
     Returns:
         The finished record, metrics under ``SPLIT/`` and ``diagnosis/``.
-
-    Raises:
-        ConfigError: The parts of the config do not fit together or the data.
-        DataError: A data file cannot be read.
     """
-    material = open_material(config, skip_bad=skip_bad, tell=tell)
-    dataset, encoder = material.dataset, material.encoder
-    training = TrainingSet(
-        material.examples,
-        encoder,
-        dataset,
-        known=dataset.positives(config.train_split),
-        voices=material.voices,
-        voice_share=config.voice_share,
-        corpus=_known_tokens(config, dataset, encoder),
-        seed=config.seed,
-    )
-    record = Record.start(
-        config=config,
-        seed=config.seed,
-        data_fingerprint=dataset.fingerprint,
-        parameters=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
-        hash=run_hash(config),
-    )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(config, run_dir / "config.yaml")
-    batches = ValidatedData if config.valid_split else RetrievalData
-    data = batches(training, batch_size=config.train.batch_size, seed=config.seed)
-    probe = make_probe(config, material)
-    untrained = _untrained(probe, encoder, run_dir, config.cache)
-    known = untrained.figures() if untrained is not None else {}
-    module = make_module(
-        config,
-        encoder,
-        steps=_steps(config, len(training)),
-        validation=_validation(config, dataset) if config.valid_split else None,
-        probe=probe.figures if probe is not None else None,
-        untrained={name: value for name, value in known.items() if math.isfinite(value)} or None,
-    )
-    if untrained is not None and tell is not None:
-        for term in module.terms.values():
-            if (warning := term.warning(untrained.hardness_gap)) is not None:
-                tell(warning)
-    tracking = config.tracking
-    outlets = loggers(
-        run_dir,
-        wandb=tracking.wandb,
-        project=tracking.project,
-        name=run_dir.name,
-        config=config,
-        group=tracking.group,
-        console=config.fit.progress,
-    )
-    encoder.train()
-    trained = fit(module, data, config=config.fit, run_dir=run_dir, seed=config.seed, loggers=outlets)
-    encoder.eval()
-    encoder.save(run_dir / "encoder")
-    metrics = _test(config, dataset, encoder, run_dir, record, skip_bad)
-    if probe is not None and untrained is not None:
-        metrics.update(_diagnose(probe.report(encoder), untrained, run_dir))
-    record.notes.update(
-        documents=len(dataset.documents),
-        train_queries=len(training),
-        candidates=float(training.negatives.lengths.mean()),
-        short_of_candidates=int((training.negatives.lengths < config.candidates).sum()),
-        texts_cut=encoder.cut,
-        epochs=trained.epochs,
-        stopped_early=trained.stopped_early,
-        train_seconds=trained.wall_seconds,
-        train_samples_per_second=trained.samples_per_second,
-    )
-    record.finish(metrics)
-    close(outlets, record.metrics)
-    record.save(run_dir / "record.json")
-    return record
+    task = RetrievalTask(config, skip_bad=skip_bad, report=report, library=library)
+    return train(task, run_dir, replace=replace).record
 
 
 def _known_tokens(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> Ragged | None:
     """Token ids of the corpus from the cache that runs share; None without one."""
     if config.cache is None:
         return None
+    from causalneg.encoders.cache import tokenize
+
     texts = [document.content for document in dataset.documents]
     return tokenize(encoder, texts, query=False, cache=config.cache, key=dataset.corpus_fingerprint)
 
@@ -243,6 +399,8 @@ def make_probe(config: TrainConfig, material: Material) -> Probe | None:
     """The probe of a run; None where no query is held out."""
     if not material.probes:
         return None
+    from causalneg.evaluation.probe import Probe
+
     return Probe(
         material.probes,
         material.dataset,
@@ -260,6 +418,8 @@ def _untrained(
     """
     if probe is None:
         return None
+    from causalneg.evaluation.diagnostics import SourceReport
+
     kept = run_dir / "untrained.json"
     if not kept.is_file():
         shared = (
@@ -279,39 +439,14 @@ def _steps(config: TrainConfig, queries: int) -> int:
 
 
 def _validation(config: TrainConfig, dataset: Dataset) -> Callable[[Encoder], dict[str, float]]:
+    from causalneg.evaluation.evaluate import evaluate_encoder
+
     def validate(encoder: Encoder) -> dict[str, float]:
         assert config.valid_split is not None
         found = evaluate_encoder(encoder, dataset, [config.valid_split], cache=config.cache)
         return dict(found[0].metrics.mean)
 
     return validate
-
-
-def _test(
-    config: TrainConfig, dataset: Dataset, encoder: Encoder, run_dir: Path, record: Record, skip_bad: bool
-) -> dict[str, float | None]:
-    """Evaluate every test split on the corpus and on its mixed-style twin."""
-    metrics: dict[str, float | None] = {}
-    evaluated: dict[str, str] = {}
-    styled_gold: dict[str, list[str]] = {}
-    if not config.tests:
-        record.notes.update(tests=[], evaluated={}, styled_gold={})
-        return metrics
-    views = {"": dataset}
-    if config.mixed is not None:
-        views["/mixed"] = _dataset(config.mixed, tuple(config.tests), skip_bad)
-    evaluations = evaluate_views(encoder, list(views.values()), config.tests, cache=config.cache)
-    for (view, corpus), found in zip(views.items(), evaluations, strict=True):
-        for one in found:
-            one.save(run_dir / "eval")
-            evaluated[one.split + view] = f"{one.name}-{one.split}"
-            metrics.update({f"{one.split}/{name}{view}": v for name, v in one.metrics.mean.items()})
-            if view:
-                styled = _styled_gold(corpus, one.split)
-                styled_gold[one.split] = sorted(styled)
-                metrics.update(_by_gold(one, styled))
-    record.notes.update(tests=list(config.tests), evaluated=evaluated, styled_gold=styled_gold)
-    return metrics
 
 
 def _styled_gold(dataset: Dataset, split: str) -> set[str]:
@@ -347,7 +482,7 @@ def diagnose_run(
     examples: Sequence[Path] = (),
     trust_remote_code: bool = False,
     skip_bad: bool = False,
-    tell: Tell | None = None,
+    report: Report | None = None,
 ) -> tuple[SourceReport, SourceReport]:
     """Measure the source shortcut of a trained run again, on its own held-out queries or on other sets.
 
@@ -356,22 +491,25 @@ def diagnose_run(
         examples: Training sets to measure on instead of the run's own.
         trust_remote_code: Whether code that lies in the folder of the run's encoder may run.
         skip_bad: Whether malformed lines are left out.
-        tell: Told how many were.
+        report: Called with how many were.
 
     Returns:
         The reports on the trained encoder and on the one it started from.
 
     Raises:
-        DataError: The folder is no run, or its data is gone.
+        DataError: The folder is no run, or what it read is gone or has another content.
         ConfigError: No query was held out of training.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise DataError(f"{run_dir}: not a run folder (no config.yaml); `causalneg train` makes one")
-    config = load_train_config(run_dir / "config.yaml")
+    from causalneg.encoders import load_encoder
+
+    config, record = load_run(run_dir, TrainConfig, method=RetrievalTask.method, renamed=RENAMED)
+    read = ("data", "encoder") if examples else ("data", "encoder", "sets", "diagnose")
+    found = {k: v for k, v in RetrievalTask(config).inputs().items() if k.startswith(read)}
+    check_inputs(run_dir, record, found, {"data": config.data})
     if examples:
         chosen = dataclasses.replace(config.diagnose, examples=list(examples))
         config = dataclasses.replace(config, diagnose=chosen)
-    material = open_material(config, skip_bad=skip_bad, tell=tell)
+    material = open_material(config, skip_bad=skip_bad, report=report)
     probe = make_probe(config, material)
     if probe is None:
         raise ConfigError("diagnose.holdout: no query was held out of training, so nothing can be measured")

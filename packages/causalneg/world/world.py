@@ -87,6 +87,18 @@ def _pattern_record(pattern: Pattern) -> list[str | int | None]:
     return [pattern.relation, *pattern.parts()]
 
 
+def find_world(data: Path) -> World | None:
+    """The world that a BEIR folder was made from, or that its mixed twin lies in; None for other data.
+
+    Args:
+        data: The folder.
+    """
+    for folder in (data, data.parent):
+        if (folder / "world.json").is_file():
+            return World.open(folder)
+    return None
+
+
 def make_world(config: WorldConfig, out: Path) -> Path:
     """Make a world and write it, whole or not at all.
 

@@ -29,4 +29,4 @@ def meanings(documented: Any) -> dict[str, str]:
         elif line.strip():
             current.append(line.strip())
     whole = {name: " ".join(lines).replace("``", "") for name, lines in found.items()}
-    return {name: re.split(r"(?<=[.;])\s(?=[A-Z])", text)[0] for name, text in whole.items()}
+    return {name: re.split(r"(?<=\.)\s(?=[A-Z])", text)[0] for name, text in whole.items()}

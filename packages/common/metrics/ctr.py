@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from sklearn.metrics import log_loss, roc_auc_score
 
 from common.errors import DataError
 
@@ -62,8 +61,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of one split or bucket, sorted by user, then by score."""
+class Rows:
+    """The rows of one split or bucket, sorted by user, then by score.
+
+    Args:
+        label: 0 or 1.
+        score: Predicted click probability.
+        weight: Weight of each row.
+        user: User of each row, where it is known.
+        probability: True click probability, where a simulation knows it.
+    """
 
     label: Float[np.ndarray, " rows"]
     score: Float[np.ndarray, " rows"]
@@ -71,11 +78,24 @@ class _Rows:
     user: Int[np.ndarray, " rows"] | None
     probability: Float[np.ndarray, " rows"] | None
 
-    def pick(self, rows: Shaped[np.ndarray, " picked"]) -> _Rows:
+    def pick(self, rows: Shaped[np.ndarray, " picked"]) -> Rows:
         """Rows by mask or by position."""
         user = None if self.user is None else self.user[rows]
         probability = None if self.probability is None else self.probability[rows]
-        return _Rows(self.label[rows], self.score[rows], self.weight[rows], user, probability)
+        return Rows(self.label[rows], self.score[rows], self.weight[rows], user, probability)
+
+    @property
+    def one_per_user(self) -> Float[np.ndarray, " rows"]:
+        """Weights that sum to one for each user of positive weight."""
+        assert self.user is not None
+        first = _starts(self.user)
+        each = np.diff(first, append=len(self.user))
+        total = np.repeat(np.add.reduceat(self.weight, first), each) if len(first) else self.weight
+        return np.asarray(np.divide(self.weight, total, out=np.zeros_like(total), where=total > 0))
+
+
+Measured = tuple[float | None, str] | None
+"""A value; None with the reason why it is not defined; None alone where a column that it needs is missing."""
 
 
 def _starts(*columns: Shaped[np.ndarray, " rows"]) -> Int[np.ndarray, " runs"]:
@@ -140,6 +160,8 @@ def _auc(
         return None, "no rows"
     if positive <= 0 or not np.any(weight * (1 - label) > 0):
         return None, f"all {len(label)} rows have label {int(positive > 0)}"
+    from sklearn.metrics import roc_auc_score  # imported late: it takes two seconds
+
     order = np.argsort(score, kind="stable")  # scikit-learn sorts again, which is then cheap
     return float(roc_auc_score(label[order], score[order], sample_weight=weight[order])), ""
 
@@ -161,6 +183,8 @@ def _logloss(
 ) -> tuple[float | None, str]:
     if float(weight.sum()) <= 0:
         return None, "no rows"
+    from sklearn.metrics import log_loss  # imported late: it takes two seconds
+
     return float(log_loss(label, score, sample_weight=weight, labels=[0.0, 1.0])), ""
 
 
@@ -173,44 +197,104 @@ def _soft_logloss(
     return _logloss(label, np.tile(score, 2), np.concatenate((weight * (1 - target), weight * target)))
 
 
-def _calibration(rows: _Rows) -> tuple[float | None, str]:
+def auc(rows: Rows) -> Measured:
+    """Area under the ROC curve, scikit-learn's."""
+    return _auc(rows.label, rows.score, rows.weight)
+
+
+def logloss(rows: Rows) -> Measured:
+    """Mean of ``-log p(label)``, scikit-learn's."""
+    return _logloss(rows.label, rows.score, rows.weight)
+
+
+def calibration(rows: Rows) -> Measured:
+    """Sum of scores over number of clicks."""
     observed = float(rows.weight @ rows.label)
     if observed <= 0:
         return None, "no clicks" if len(rows.label) else "no rows"
     return float(rows.weight @ rows.score) / observed, ""
 
 
-def _gauc(rows: _Rows, user: Int[np.ndarray, " rows"]) -> tuple[float | None, str]:
-    _, auc, weight = user_auc(user=user, label=rows.label, score=rows.score, weight=rows.weight)
-    valid = np.isfinite(auc) & (weight > 0)
+def samples(rows: Rows) -> Measured:
+    """Number of rows."""
+    return float(len(rows.label)), ""
+
+
+def gauc(rows: Rows) -> Measured:
+    """AUC of each user, averaged with the user's weight; users of one class are dropped."""
+    if rows.user is None:
+        return None
+    _, each, weight = user_auc(user=rows.user, label=rows.label, score=rows.score, weight=rows.weight)
+    valid = np.isfinite(each) & (weight > 0)
     if not valid.any():
-        return None, "no rows" if not len(auc) else f"each of the {len(auc)} users has one class only"
-    return float(np.average(auc[valid], weights=weight[valid])), ""
+        return None, "no rows" if not len(each) else f"each of the {len(each)} users has one class only"
+    return float(np.average(each[valid], weights=weight[valid])), ""
 
 
-def _measure(rows: _Rows, suffix: str, out: Metrics) -> None:
-    """All metrics of one split or bucket, under keys that end in ``suffix``."""
-    out.put(f"auc{suffix}", *_auc(rows.label, rows.score, rows.weight))
-    out.put(f"logloss{suffix}", *_logloss(rows.label, rows.score, rows.weight))
-    out.put(f"calibration{suffix}", *_calibration(rows))
-    out.put(f"samples{suffix}", float(len(rows.label)))
-    if rows.user is not None:
-        out.put(f"gauc{suffix}", *_gauc(rows, rows.user))
-        first = _starts(rows.user)
-        out.put(f"users{suffix}", float(len(first)))
-        each = np.diff(first, append=len(rows.user))
-        total = np.repeat(np.add.reduceat(rows.weight, first), each) if len(first) else rows.weight
-        one = np.divide(rows.weight, total, out=np.zeros_like(total), where=total > 0)
-        out.put(f"auc_by_user{suffix}", *_auc(rows.label, rows.score, one))
-        out.put(f"logloss_by_user{suffix}", *_logloss(rows.label, rows.score, one))
-    if rows.probability is not None:
-        truth = rows.probability
-        out.put(f"best_auc{suffix}", *_auc(rows.label, truth, rows.weight))
-        out.put(f"best_logloss{suffix}", *_logloss(rows.label, truth, rows.weight))
-        out.put(f"expected_auc{suffix}", *_soft_auc(truth, rows.score, rows.weight))
-        out.put(f"expected_logloss{suffix}", *_soft_logloss(truth, rows.score, rows.weight))
-        out.put(f"best_expected_auc{suffix}", *_soft_auc(truth, truth, rows.weight))
-        out.put(f"best_expected_logloss{suffix}", *_soft_logloss(truth, truth, rows.weight))
+def users(rows: Rows) -> Measured:
+    """Number of users."""
+    return None if rows.user is None else (float(len(_starts(rows.user))), "")
+
+
+def auc_by_user(rows: Rows) -> Measured:
+    """AUC in which each user counts one, however many rows it has there."""
+    return None if rows.user is None else _auc(rows.label, rows.score, rows.one_per_user)
+
+
+def logloss_by_user(rows: Rows) -> Measured:
+    """Logloss in which each user counts one."""
+    return None if rows.user is None else _logloss(rows.label, rows.score, rows.one_per_user)
+
+
+def best_auc(rows: Rows) -> Measured:
+    """AUC of the true probability as the score, same labels."""
+    return None if rows.probability is None else _auc(rows.label, rows.probability, rows.weight)
+
+
+def best_logloss(rows: Rows) -> Measured:
+    """Logloss of the true probability as the score, same labels."""
+    return None if rows.probability is None else _logloss(rows.label, rows.probability, rows.weight)
+
+
+def expected_auc(rows: Rows) -> Measured:
+    """AUC with each row clicked with weight p and not clicked with weight 1 - p: no noise of labels."""
+    return None if rows.probability is None else _soft_auc(rows.probability, rows.score, rows.weight)
+
+
+def expected_logloss(rows: Rows) -> Measured:
+    """Logloss with each row clicked with weight p and not clicked with weight 1 - p."""
+    return None if rows.probability is None else _soft_logloss(rows.probability, rows.score, rows.weight)
+
+
+def best_expected_auc(rows: Rows) -> Measured:
+    """The expected AUC of the true probability."""
+    return None if rows.probability is None else _soft_auc(rows.probability, rows.probability, rows.weight)
+
+
+def best_expected_logloss(rows: Rows) -> Measured:
+    """The expected logloss of the true probability."""
+    true = rows.probability
+    return None if true is None else _soft_logloss(true, true, rows.weight)
+
+
+CTR_MEASURES: dict[str, Callable[[Rows], Measured]] = {
+    "auc": auc,
+    "logloss": logloss,
+    "calibration": calibration,
+    "samples": samples,
+    "gauc": gauc,
+    "users": users,
+    "auc_by_user": auc_by_user,
+    "logloss_by_user": logloss_by_user,
+    "best_auc": best_auc,
+    "best_logloss": best_logloss,
+    "expected_auc": expected_auc,
+    "expected_logloss": expected_logloss,
+    "best_expected_auc": best_expected_auc,
+    "best_expected_logloss": best_expected_logloss,
+}
+"""Measures by name, each also under ``/BUCKET``. A new one is a function and a line here; one that needs a
+column that is not there gives None and is left out."""
 
 
 def _column(name: str, values: Shaped[np.ndarray, " rows"], rows: int) -> Float[np.ndarray, " rows"]:
@@ -231,15 +315,8 @@ def ctr_metrics(
 ) -> Metrics:
     """AUC, gAUC, logloss and calibration, whole and per bucket of true history length.
 
-    Keys, each also with ``/0-50``, ``/50-100``, ...:
-
-    - ``auc``, ``logloss``: scikit-learn's. ``calibration``: sum of scores over number of clicks.
-    - ``gauc``: AUC of each user, averaged with the user's weight; users of one class are dropped.
-    - ``auc_by_user``, ``logloss_by_user``: each user counts one, however many rows it has there.
-    - ``samples``, ``users``: counts.
-    - With ``probability``: ``best_auc``, ``best_logloss`` (the true probability as the score, same labels);
-      ``expected_auc``, ``expected_logloss`` (each row clicked with weight p and not clicked with weight
-      1 - p, so the noise of the labels is gone) and the best of these, ``best_expected_...``.
+    Keys are those of :data:`CTR_MEASURES`, each also with ``/0-50``, ``/50-100``, ...; those that need a user
+    or a true probability are there where it is given.
 
     A metric that is not defined (one class, no rows, a score that is not finite) is ``None`` with a reason;
     no value is ever NaN.
@@ -275,11 +352,14 @@ def ctr_metrics(
     masks = {} if length is None else bucket_masks(_column("length", length, rows).astype(np.int64), buckets)
 
     order = np.lexsort((values,) if users is None else (values, users))
-    whole = _Rows(target, values, weights, users, truth).pick(order)
+    whole = Rows(target, values, weights, users, truth).pick(order)
     out = Metrics()
     groups = {"": whole} | {f"/{name}": whole.pick(mask[order]) for name, mask in masks.items()}
     for suffix, group in groups.items():
-        _measure(group, suffix, out)
+        for name, measure in CTR_MEASURES.items():
+            measured = measure(group)
+            if measured is not None:
+                out.put(f"{name}{suffix}", *measured)
     if not finite.all():
         broken = f"{rows - int(finite.sum())} of {rows} scores are not finite"
         for key in out.values:

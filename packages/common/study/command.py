@@ -106,7 +106,8 @@ def run_study(
     plan = study.tuning() if action == "tune" else study.plan(seeds)
     resolved = resolve(kind, plan)  # mistakes in the settings show before anything is prepared
     if dry_run:
-        for spec in complete(resolved, lambda config: "not prepared"):
+        runs = complete(resolved, lambda config: "not prepared")
+        for spec in {run.key: run for run in runs}.values():
             click.echo(f"# {spec.key}\n{to_yaml(spec.config)}")
         return 0
     command = f"{kind.command} study {Path(file).name}" + (" tune" if action == "tune" else "")

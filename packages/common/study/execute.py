@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import DataError, UserError
+from common.errors import DataError, Interrupted, UserError
 from common.files import atomic_write
 from common.report.tables import format_seconds
 from common.study.plan import RunSpec
@@ -94,6 +94,8 @@ def _serve(pipe: connection.Connection, worker: Worker, out: Path, threads: int)
             _write_output_to(folder / "log.txt")
             worker(spec, folder)
             message = "" if is_done(spec, out) else "it left no finished record.json"
+        except Interrupted:  # the parent ends its workers; the checkpoint is saved
+            return
         except BaseException as error:  # whatever it was, the other runs go on
             message = " ".join(str(error).split()) or "no message"
             if not isinstance(error, UserError):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pyarrow as pa
 
 from common.config import Registry
+from common.machine import describe_hardware
 from common.report.tables import format_seconds
 from common.study.collect import Measure, Run
 from common.study.compare import Comparison, Resampler
 from common.study.execute import Worker
 from common.study.plan import Study
-from common.training.record import describe_hardware
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

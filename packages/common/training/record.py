@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -15,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,7 @@ import torch
 from common.config import config_hash, to_dict
 from common.errors import DataError
 from common.files import atomic_write
-
-LIBRARIES = ("torch", "lightning", "numpy", "scipy", "scikit-learn", "torchmetrics", "pyarrow", "faiss-cpu")
-"""The installed libraries whose versions a record keeps; absent ones are left out."""
+from common.machine import hardware, peak_memory, versions
 
 
 def _git(*arguments: str) -> str | None:
@@ -51,62 +45,6 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if status is None else bool(status)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of this distribution and of the libraries that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("causalneg-lain", *LIBRARIES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, threads that torch uses, GPUs, and memory in bytes."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
-
-
-def describe_hardware(found: Mapping[str, Any]) -> str:
-    """What :func:`hardware` found, in one line for the head of a table."""
-    parts = [
-        f"{found.get('cpu', 'processor not recorded')}",
-        f"{found.get('cores', '?')} cores",
-        f"{found.get('threads', '?')} torch threads a run",
-        *(found.get("gpu") or []),
-    ]
-    if memory := found.get("memory"):
-        parts.append(f"{memory / 2**30:.0f} GiB")
-    return ", ".join(parts)
-
-
-def peak_memory() -> int:
-    """The most main memory that this process has held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss this is not inherited from the process that started this one.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -117,11 +55,11 @@ class Record:
 
     Args:
         config: The resolved config.
-        config_hash: What tells this config from others.
+        identity: Hash of everything that decides the result: settings, and the content of what is read.
+        inputs: Fingerprint of everything that the run reads, by the dotted key that names it.
         command: The command line.
         commit: Commit of the checkout; None outside a checkout.
         dirty: Whether tracked files differed from the commit.
-        data_fingerprint: Fingerprint of the data set; None when the run has no data.
         seed: Seed of the run; None when it has none.
         versions: Versions of Python and libraries.
         hardware: Processor, cores, threads, GPUs, memory in bytes.
@@ -136,11 +74,11 @@ class Record:
     """
 
     config: dict[str, Any]
-    config_hash: str
+    identity: str
+    inputs: dict[str, str]
     command: str
     commit: str | None
     dirty: bool | None
-    data_fingerprint: str | None
     seed: int | None
     versions: dict[str, str]
     hardware: dict[str, Any]
@@ -160,27 +98,27 @@ class Record:
         *,
         config: Any,
         seed: int | None = None,
-        data_fingerprint: str | None = None,
+        inputs: Mapping[str, str] | None = None,
         parameters: int | None = None,
-        hash: str | None = None,
+        identity: str | None = None,
     ) -> Record:
         """Begin a record: what is known before the run.
 
         Args:
             config: A dataclass instance or a mapping.
             seed: Seed of the run.
-            data_fingerprint: Fingerprint of the data set.
+            inputs: Fingerprint of everything that is read, by the dotted key that names it.
             parameters: Trainable parameters.
-            hash: The config's hash, when some keys are to be ignored in it.
+            identity: Hash of everything that decides the result; by default that of config and inputs.
         """
         head, dirty = commit()
         return cls(
             config=to_dict(config),
-            config_hash=config_hash(config) if hash is None else hash,
+            identity=identity or config_hash({"config": to_dict(config), "inputs": dict(inputs or {})}),
+            inputs=dict(inputs or {}),
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             commit=head,
             dirty=dirty,
-            data_fingerprint=data_fingerprint,
             seed=seed,
             versions=versions(),
             hardware=hardware(),
@@ -228,7 +166,9 @@ class Record:
             path: The file, by custom ``record.json`` in the run folder.
         """
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_clock"}
-        atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        atomic_write(
+            path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=True
+        )
 
     @classmethod
     def load(cls, path: Path) -> Record:
@@ -240,13 +180,14 @@ class Record:
         Raises:
             DataError: The file is missing or not a record.
         """
+        advice = "remove its folder and run again, or give another name"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such record") from None
         except ValueError as error:
-            raise DataError(f"{path}: not a readable record ({error}); remove it and run again") from None
+            raise DataError(f"{path}: not a readable record ({error}); {advice}") from None
         names = {f.name for f in dataclasses.fields(cls)} - {"_clock"}
         if not isinstance(content, dict) or set(content) != names:
-            raise DataError(f"{path}: not a record of this version; remove it and run again")
+            raise DataError(f"{path}: not a record of this version; {advice}")
         return cls(**content)

@@ -6,18 +6,19 @@ import csv
 import io
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from uuid import uuid4
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from tqdm import tqdm
 
 from common.config import to_dict
-from common.files import atomic_write
-
-WandbMode = Literal["offline", "online", "disabled"]
+from common.files import atomic_write, sync
+from common.training.config import TrackingConfig
 
 
 class _Named(Logger):
@@ -39,8 +40,8 @@ class MetricsFile(_Named):
     """All metrics of a run in one CSV file, one row per logged step or epoch.
 
     The columns are ``step`` and every metric seen so far; a new metric rewrites the file with one more
-    column. Opening an existing file continues it: a last row cut off by a killed process is dropped, and so
-    are rows at or after the first step that is logged again.
+    column. Opening an existing file continues it, from the step given to :meth:`begin`, or else from the
+    first that is logged.
 
     Args:
         path: The CSV file.
@@ -50,13 +51,21 @@ class MetricsFile(_Named):
         super().__init__()
         self.path = path
         self._columns = ["step"]
-        self._rows_before: list[dict[str, str]] | None = None
-        self._fresh = True
+        self._begun = False
 
-    def clear(self) -> None:
-        """Forget every row of an earlier run."""
-        self.path.unlink(missing_ok=True)
-        self._columns, self._fresh = ["step"], True
+    def begin(self, step: int) -> None:
+        """Go on at a step: rows of this and later steps, and a row cut off by a kill, are dropped.
+
+        Args:
+            step: The optimiser step, from 0, that is done next.
+        """
+        kept = [row for row in self.rows() if int(row["step"]) < step]
+        self._columns = list(kept[0]) if kept else ["step"]
+        self._begun = True
+        if kept:
+            self._rewrite(kept)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, str]]:
         """The whole rows in the file; absent metrics are empty text."""
@@ -74,19 +83,20 @@ class MetricsFile(_Named):
             step: Step of the optimiser, from 0.
         """
         row = {"step": str(step or 0)} | {name: _text(value) for name, value in metrics.items()}
+        if not self._begun:
+            self.begin(int(row["step"]))
         new = [name for name in row if name not in self._columns]
-        if self._fresh:
-            kept = [old for old in self.rows() if int(old["step"]) < int(row["step"])]
-            columns = list(kept[0]) if kept else ["step"]
-            self._columns = columns + [name for name in row if name not in columns]
-            self._rewrite([*kept, row])
-            self._fresh = False
-        elif new:
+        if new or not self.path.exists():
             self._columns += new
             self._rewrite([*self.rows(), row])
         else:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(self._lines([row]))
+
+    def save(self) -> None:
+        """Have the rows on the disk, before a checkpoint that counts on them."""
+        if self.path.exists():
+            sync(self.path)
 
     def _lines(self, rows: list[dict[str, str]], header: bool = False) -> str:
         buffer = io.StringIO()
@@ -106,73 +116,131 @@ def _text(value: float | int) -> str:
 
 
 class Console(_Named):
-    """One line on standard error for every validation, above the progress bar if there is one."""
+    """Lines on standard error for validations and training losses, above the progress bar if there is one."""
 
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
-        """Show the whole metrics of a validation; those of buckets and of training steps stay in the file.
+        """Show the whole metrics of a validation, or the loss of a training step; the rest stays in the file.
 
         Args:
             metrics: Values by name.
             step: Step of the optimiser, from 0.
         """
-        whole = {name: value for name, value in metrics.items() if re.fullmatch("valid/[^/]+", name)}
-        shown = [f"{name} {value:.4f}" for name, value in whole.items() if not float(value).is_integer()]
+        shown = [
+            f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            if name == "train/loss" or (re.fullmatch("valid/[^/]+", name) and not float(value).is_integer())
+        ]
         if shown:
             epoch = int(metrics.get("epoch", 0)) + 1
             tqdm.write("  ".join([f"epoch {epoch}", f"step {(step or 0) + 1}", *shown]), file=sys.stderr)
 
 
+class WandbRun(WandbLogger):
+    """One W&B run for one run folder, however often the run is interrupted.
+
+    Its id is kept in ``wandb/id``. W&B cannot go on with a run that it kept offline: it would leave one
+    folder per part. So the folders of the parts before go, and a resumed run writes its rows anew, from
+    metrics.csv.
+
+    Args:
+        run_dir: The run folder.
+        config: Settings and group; see :class:`common.training.config.TrackingConfig`.
+        project: W&B project where the settings name none.
+        resolved: The resolved config of the run, kept with it.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: TrackingConfig, *, project: str, resolved: Mapping[str, Any]
+    ) -> None:
+        from wandb import Settings
+
+        self._run_dir = run_dir
+        kept = run_dir / "wandb" / "id"
+        if not kept.is_file():
+            atomic_write(kept, uuid4().hex[:8] + "\n")
+        super().__init__(
+            name=run_dir.name,
+            project=config.project or project,
+            save_dir=run_dir,
+            id=kept.read_text(encoding="utf-8").strip(),
+            group=config.group,
+            config=resolved,
+            settings=Settings(
+                silent=True,
+                console="off",
+                reinit="create_new",
+                mode="offline" if config.wandb == "offline" else "online",
+            ),
+        )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it though it is not set
+        self.kept_offline = config.wandb == "offline"
+        self.begun = False
+
+    def begin(self, step: int) -> None:
+        """Go on at a step.
+
+        Args:
+            step: The optimiser step, from 0, that is done next.
+        """
+        self.begun = True
+        if not self.kept_offline:
+            return
+        for folder in self._run_dir.glob(f"wandb/offline-run-*-{self.version}"):
+            shutil.rmtree(folder)
+        for row in MetricsFile(self._run_dir / "metrics.csv").rows():
+            if int(row["step"]) < step:
+                values = {name: float(value) for name, value in row.items() if value and name != "step"}
+                self.log_metrics(values, int(row["step"]))
+
+
 def loggers(
-    run_dir: Path,
-    *,
-    wandb: WandbMode,
-    project: str,
-    name: str,
-    config: Any,
-    group: str | None = None,
-    console: bool = True,
+    run_dir: Path, config: TrackingConfig, *, project: str, resolved: Any, console: bool = True
 ) -> list[Logger]:
     """The loggers of a run: ``metrics.csv``, console lines, and W&B unless disabled.
 
     Args:
         run_dir: The run folder; W&B writes to ``wandb/`` in it.
-        wandb: ``"offline"`` keeps W&B's files in the run folder, ``"online"`` sends them as well.
-        project: W&B project.
-        name: W&B name of the run.
-        config: The resolved config, a dataclass instance or a mapping.
-        group: W&B group, such as the name of a study.
-        console: Whether to print a line for every validation.
+        config: Whether and where W&B tracks the run.
+        project: W&B project where the config names none: the name of the method.
+        resolved: The resolved config of the run, a dataclass instance or a mapping.
+        console: Whether to show metrics on standard error.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     found: list[Logger] = [MetricsFile(run_dir / "metrics.csv")]
     if console:
         found.append(Console())
-    if wandb != "disabled":
-        from wandb import Settings
-
-        found.append(
-            WandbLogger(
-                name=name,
-                project=project,
-                save_dir=run_dir,
-                offline=wandb == "offline",
-                group=group,
-                config=to_dict(config),
-                settings=Settings(silent=True, console="off", reinit="create_new"),
-            )
-        )
+    if config.wandb != "disabled":
+        found.append(WandbRun(run_dir, config, project=project, resolved=to_dict(resolved)))
     return found
 
 
-def close(loggers: Iterable[Logger], metrics: Mapping[str, float | int | None] | None = None) -> None:
-    """End the tracking of a run.
+def begin_at(loggers: Iterable[Logger], step: int) -> None:
+    """Have the loggers of a run forget what is going to be logged again.
+
+    Args:
+        loggers: What :func:`loggers` gave.
+        step: The optimiser step, from 0, that is done next.
+    """
+    for logger in loggers:
+        if isinstance(logger, (MetricsFile, WandbRun)):
+            logger.begin(step)
+
+
+def close(
+    loggers: Iterable[Logger],
+    metrics: Mapping[str, float | int | None] | None = None,
+    *,
+    finished: bool = True,
+) -> None:
+    """End the tracking of a run, or of this part of it.
 
     Args:
         loggers: What :func:`loggers` gave.
         metrics: Final metrics, kept in W&B's summary of the run.
+        finished: Whether the run came to its end.
     """
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbRun) and (finished or logger.begun):
             run = logger.experiment
             run.summary.update({key: value for key, value in (metrics or {}).items() if value is not None})
-            run.finish()
+            run.finish(exit_code=0 if finished else 1)

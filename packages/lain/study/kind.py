@@ -14,7 +14,7 @@ from common.study.execute import Worker
 from common.study.kind import StudyKind
 from common.study.plan import RunSpec, Study
 from common.study.results import settings_of
-from common.training.fit import forget_optimizer
+from common.training.checkpoint import forget_optimizer
 from lain.study.data import PreparedCTR, prepare_data
 from lain.study.resample import UserResampler
 from lain.study.table import CTRReport, study_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Le, Lt
@@ -13,24 +13,23 @@ from annotated_types import Ge, Le, Lt
 from common.config import Component
 from common.errors import ConfigError, suggest
 from common.metrics.ctr import DEFAULT_BUCKETS, ctr_metrics
-from common.training.fit import FitConfig
+from common.training.config import RENAMED as FIT_RENAMED
+from common.training.config import FitConfig, TrackingConfig, mistakes
 from lain.backbones import BACKBONES, Backbone
 from lain.heads import HEADS, Head
 from lain.length import LengthConfig
 
 Buckets = list[tuple[int, int | None]]
 
-MAY_CHANGE = (
-    *("data", "out", "name", "tracking.", "diagnose_rows", "train.eval_batch_size", "train.loader_workers"),
-    *("fit.progress", "fit.log_every", "fit.epochs", "fit.checkpoint_steps"),
-)
-"""Settings that a run may be resumed with in another form; ``data`` is compared by its content."""
-
 MOST_BEHAVIOURS = 2**31 - 1
 """The longest history that a data set can hold: lengths are 32-bit integers."""
 
+PLAIN = ("train/loss", "valid/auc", "valid/logloss", "valid/gauc")
+"""Metrics that every run logs, whatever its buckets; known without computing any, which takes seconds."""
+
 
 RENAMED = {
+    **FIT_RENAMED,
     "model.backbone": "model.name",
     "model.max_length": "history.max_length",
     "model.embedding_dim": "embedding.dim",
@@ -113,21 +112,6 @@ class OptimConfig:
 
 
 @dataclass
-class TrackingConfig:
-    """Where the figures of a run go besides its folder.
-
-    Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
-        project: W&B project.
-        group: W&B group.
-    """
-
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "lain"
-    group: str | None = None
-
-
-@dataclass
 class TrainConfig:
     """Everything that decides a run.
 
@@ -173,16 +157,14 @@ class TrainConfig:
             for number, (low, high) in enumerate(self.buckets)
             if low < 0 or (high is not None and high <= low)
         ]
-        if not wrong and self.fit.monitor not in (there := _logged(self.buckets)):
+        known = self.fit.monitor in PLAIN
+        if not wrong and not known and self.fit.monitor not in (there := _logged(self.buckets)):
             choices = ", ".join(name for name in there if name.count("/") == 1)
             wrong.append(f"fit.monitor: no metric '{self.fit.monitor}'{suggest(self.fit.monitor, there)} "
                          f"(there are {choices}, and the same by bucket)")  # fmt: skip
-        if not 0 <= self.seed < 2**32:
-            wrong.append(f"seed: must be from 0 to {2**32 - 1}, got {self.seed}")
+        wrong += mistakes(self)
         if self.diagnose_rows < 0:
             wrong.append(f"diagnose_rows: must not be negative, got {self.diagnose_rows}")
-        if self.name is not None and (not self.name or {".", ".."} & set(self.name.split("/"))):
-            wrong.append(f"name: must be the name of a new folder, got '{self.name}'")
         ConfigError.raise_if(wrong)
 
 

@@ -1,177 +1,141 @@
-"""From a config to a trained, measured run folder."""
+"""From a config to a trained, measured run folder.
+
+What needs Lightning is imported where it is used: that takes seconds, and a finished run is shown without it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from common.config import config_hash
-from common.config import load as load_config
-from common.config import save as save_config
-from common.errors import ConfigError, DataError, UserError
-from common.files import atomic_write
-from common.machine import keep_freed_memory, out_of_memory
-from common.training.fit import fit, load_checkpoint
+from common.errors import ConfigError, DataError, DivergedError
+from common.files import atomic_write, fingerprint
 from common.training.record import Record
-from common.training.tracking import close, loggers
-from lain.data.module import CTRData
-from lain.evaluation import diagnostics
-from lain.evaluation.predictions import predict
+from common.training.run import Measured, Task, Training, check_inputs, train
+from common.training.run import load_run as load_any_run
+from lain.data.schema import Feature
+from lain.data.store import Store
 from lain.model import CTRModel
 from lain.training.build import ADAM_MOMENTS, build_model, largest_sizes
-from lain.training.config import MAY_CHANGE, RENAMED, TrainConfig
-from lain.training.module import CTRModule
+from lain.training.config import RENAMED, TrainConfig
+
+if TYPE_CHECKING:
+    from lain.data.module import CTRData
+
+FEATURES_FILE = "features.json"
+"""What a run folder keeps of the data: the features and how their values are encoded."""
 
 
-def train_run(config: TrainConfig, run_dir: Path) -> Record:
-    """Train, evaluate on ``test``, measure the attention; resumes what a killed call left.
-
-    The folder then holds config.yaml, record.json, metrics.csv, checkpoints/, attention.json and
-    predictions/test.parquet.
+class CTRTask(Task):
+    """Train a click-through model, score ``valid`` and ``test``, measure the attention.
 
     Args:
         config: Everything that decides the run.
-        run_dir: The run folder.
+    """
+
+    method = "lain"
+    display = ("train.loader_workers",)
+    extendable = ("fit.epochs", "diagnose_rows", "train.eval_batch_size")
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._built: tuple[CTRModel, CTRData] | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self._config
+
+    def inputs(self) -> dict[str, str]:
+        """The data set, by its content."""
+        return {"data": Store.open(self.config.data).fingerprint}
+
+    def label(self) -> str:
+        """Backbone and what it knows of lengths."""
+        return f"{self.config.model.name}-{self.config.length.preset}"
+
+    def build(self, run_dir: Path) -> Training:
+        """Open the data, draw the weights, and keep in the run folder what scoring needs of the data."""
+        from lain.training.module import CTRModule
+
+        config = self.config
+        data = open_data(config)
+        torch.manual_seed(config.seed)
+        on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
+        copies = 1 + ADAM_MOMENTS * on_host
+        model = build_model(config, data.store.features, copies=copies)
+        self._built = model, data
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        _save_features(data.store, run_dir)
+        return Training(CTRModule(model, config.train, config.buckets), data, parameters)
+
+    def evaluate(self, run_dir: Path) -> Measured:
+        """Score ``valid`` and ``test`` into predictions/, and measure the attention into attention.json."""
+        from lain.evaluation.predictions import predict
+
+        assert self._built is not None
+        model, data = self._built
+        measured = Measured()
+        for split in [s for s in ("valid", "test") if s in data.store.splits]:
+            predictions = predict(model, data.eval_loader(split), data.store.split(split))
+            broken = int((~np.isfinite(predictions.score)).sum())
+            if broken:
+                raise DivergedError(
+                    f"training diverged: {broken} of {len(predictions.score)} scores of {split} are not "
+                    "finite; lower train.learning_rate or set fit.clip"
+                )
+            predictions.save(run_dir / "predictions" / f"{split}.parquet")
+            found = predictions.metrics(self.config.buckets)
+            measured.metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
+            measured.reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
+            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
+        measured.notes["milliseconds_per_sample"] = measured.notes.get("milliseconds_per_sample/test")
+        if self.config.diagnose_rows and "test" in data.store.splits:
+            write_attention(model, data, self.config, run_dir)
+        return measured
+
+    def advice(self) -> str:
+        """The sizes that decide how much memory a step takes."""
+        own = self.config.train
+        return (
+            f"lower train.batch_size={own.batch_size}, train.eval_batch_size={own.eval_batch_size}, "
+            f"history.max_length={self.config.history.max_length} or the model's sizes: "
+            f"{largest_sizes(self.config)}"
+        )
+
+
+def train_run(config: TrainConfig, run_dir: Path | None = None) -> Record:
+    """Train, evaluate on ``test``, measure the attention; see :func:`common.training.run.train`.
+
+    Args:
+        config: Everything that decides the run.
+        run_dir: The run folder; by default the one that the config names.
 
     Returns:
         The finished record, metrics under ``valid/`` and ``test/``.
-
-    Raises:
-        ConfigError: The parts of the config do not fit together or the data.
-        DataError: The data set cannot be read.
     """
-    keep_freed_memory()
-    data = open_data(config)
-    torch.manual_seed(config.seed)
-    on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
-    copies = 1 + ADAM_MOMENTS * on_host
-    model = build_model(config, data.store.features, copies=copies)
-    record = Record.start(
-        config=config,
-        seed=config.seed,
-        data_fingerprint=data.store.fingerprint,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        hash=run_hash(config),
-    )
-    _check_resumed(record, run_dir)
-    with _folder(run_dir), out_of_memory(_lighter(config)):
-        _train(config, model, data, record, run_dir)
-    return record
+    return train(CTRTask(config), run_dir).record
 
 
-def _lighter(config: TrainConfig) -> str:
-    """What to do about a run whose batches do not fit into memory."""
-    train = config.train
-    return (
-        f"lower train.batch_size={train.batch_size}, train.eval_batch_size={train.eval_batch_size}, "
-        f"history.max_length={config.history.max_length} or the model's sizes: {largest_sizes(config)}"
-    )
+def open_data(config: TrainConfig, path: Path | None = None) -> CTRData:
+    """The data set that a config names, or another one read in the same way.
 
-
-def _train(config: TrainConfig, model: CTRModel, data: CTRData, record: Record, run_dir: Path) -> None:
-    record.save(run_dir / "record.json")
-    save_config(config, run_dir / "config.yaml")
-    module = CTRModule(model, config.train, config.buckets)
-    tracking = config.tracking
-    outlets = loggers(
-        run_dir,
-        wandb=tracking.wandb,
-        project=tracking.project,
-        name=run_dir.name,
-        config=config,
-        group=tracking.group,
-        console=config.fit.progress,
-    )
-    trained = fit(module, data, config=config.fit, run_dir=run_dir, seed=config.seed, loggers=outlets)
-    metrics: dict[str, float | None] = {}
-    reasons: dict[str, str] = {}
-    for split in [s for s in ("valid", "test") if s in data.store.splits]:
-        predictions = predict(model, data.eval_loader(split), data.store.split(split))
-        predictions.save(run_dir / "predictions" / f"{split}.parquet")
-        found = predictions.metrics(config.buckets)
-        metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
-        reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
-        record.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
-    record.notes["milliseconds_per_sample"] = record.notes.get("milliseconds_per_sample/test")
-    if config.diagnose_rows and "test" in data.store.splits:
-        write_attention(model, data, config, run_dir)
-    record.notes.update(
-        epochs=trained.epochs,
-        stopped_early=trained.stopped_early,
-        train_seconds=trained.wall_seconds,
-        train_samples_per_second=trained.samples_per_second,
-    )
-    record.finish(metrics, reasons)
-    close(outlets, record.metrics)
-    record.save(run_dir / "record.json")
-
-
-@contextmanager
-def _folder(run_dir: Path) -> Iterator[None]:
-    """Make a run folder; when it is new, a mistake found before the first checkpoint removes it again."""
-    new = not run_dir.exists()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except (UserError, OSError):
-        if new and not (run_dir / "checkpoints" / "last.ckpt").exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
-
-
-def _check_resumed(record: Record, run_dir: Path) -> None:
-    """Refuse to go on with a run that was begun with other settings or on other data."""
-    try:
-        before = Record.load(run_dir / "record.json")
-    except DataError:
-        return
-    ours, theirs = dict(_leaves(record.config)), dict(_leaves(before.config))
-    differing = [
-        f"{key} was {theirs[key]}, is {ours[key]}"
-        for key in ours.keys() & theirs.keys()
-        if ours[key] != theirs[key] and not key.startswith(MAY_CHANGE)
-    ]
-    if before.data_fingerprint != record.data_fingerprint:
-        differing.append("its data were others")
-    if differing:
-        raise ConfigError(f"{run_dir}: holds a run with other settings ({', '.join(sorted(differing))}); "
-                          "give another name or remove the folder")  # fmt: skip
-
-
-def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a plain config, and its value."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def run_hash(config: TrainConfig) -> str:
-    """What tells two runs apart: the config without where things lie and how they are shown."""
-    return config_hash(config, ignore=("data", "out", "name", "tracking", "fit.progress", "fit.log_every"))
-
-
-def run_name(config: TrainConfig, data: CTRData) -> str:
-    """Name of the folder of a run: the one that the config gives, or one that no other run has."""
-    hash = config_hash({"run": run_hash(config), "data": data.store.fingerprint})
-    return config.name or f"{config.model.name}-{config.length.preset}-{hash}-seed{config.seed}"
-
-
-def open_data(config: TrainConfig) -> CTRData:
-    """The data set a config names.
+    Args:
+        config: How it is read.
+        path: The other data set.
 
     Raises:
         DataError: There is none, or it lacks the splits that training needs.
     """
+    from lain.data.module import CTRData
+
     data = CTRData(
-        config.data,
+        path or config.data,
         max_length=config.history.max_length,
         columns=config.history.columns,
         batch_size=config.train.batch_size,
@@ -179,31 +143,117 @@ def open_data(config: TrainConfig) -> CTRData:
         seed=config.seed,
         workers=config.train.loader_workers,
     )
-    for split in ("train", "valid"):
+    for split in ("train", "valid") if path is None else ():
         data.store.split(split)
     return data
 
 
-def load_run(run_dir: Path) -> tuple[TrainConfig, CTRModel, CTRData]:
-    """A trained run: its config, its best weights, its data.
+def load_model(run_dir: Path) -> tuple[TrainConfig, CTRModel, Record]:
+    """A trained run: its config, its best weights, its record. Its data are not needed.
+
+    Args:
+        run_dir: The run folder.
 
     Raises:
         ConfigError: The folder's config.yaml is not one.
-        DataError: The folder is no run, has no checkpoint, or its data set is gone.
+        DataError: The folder is no run, or has no checkpoint.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise DataError(f"{run_dir}: not a run folder (no config.yaml); `lain train` makes one")
-    config = load_config(TrainConfig, run_dir / "config.yaml", renamed=RENAMED)
-    data = open_data(config)
-    model = build_model(config, data.store.features)
-    module = CTRModule(model, config.train, config.buckets)
-    best = run_dir / "checkpoints" / "best.ckpt"
-    load_checkpoint(best if best.exists() else best.with_name("last.ckpt"), module)
-    return config, model.eval(), data
+    from common.training.checkpoint import best_checkpoint, load_checkpoint
+    from lain.training.module import CTRModule
+
+    config, record = load_any_run(run_dir, TrainConfig, method=CTRTask.method, renamed=RENAMED)
+    features, _ = _load_features(run_dir)
+    model = build_model(config, features)
+    load_checkpoint(best_checkpoint(run_dir), CTRModule(model, config.train, config.buckets))
+    return config, model.eval(), record
+
+
+def load_run(run_dir: Path) -> tuple[TrainConfig, CTRModel, CTRData]:
+    """A trained run with its data.
+
+    Args:
+        run_dir: The run folder.
+
+    Raises:
+        ConfigError: The folder's config.yaml is not one.
+        DataError: The folder is no run, has no checkpoint, or its data set is gone or has another content.
+    """
+    config, model, record = load_model(run_dir)
+    check_inputs(run_dir, record, CTRTask(config).inputs(), {"data": config.data})
+    return config, model, open_data(config)
+
+
+def check_encoding(run_dir: Path, record: Record, store: Store, *, same: bool = False) -> None:
+    """Refuse data whose numbers stand for other things than those that a run was trained on.
+
+    Args:
+        run_dir: The run folder.
+        record: The record of the run.
+        store: The data to score.
+        same: Whether the user says that the encoding is the same.
+
+    Raises:
+        ConfigError: A feature is missing, is another, or has values that the run does not know.
+        DataError: Nothing says that the encoding is the same.
+    """
+    features, vocabularies = _load_features(run_dir)
+    known = {(f.source == "behaviour", f.name): f for f in features}
+    wrong = []
+    for feature in store.features:
+        twin = known.pop((feature.source == "behaviour", feature.name), None)
+        if twin is None:
+            wrong.append(f"{store.path}: feature {feature.name} is not one that {run_dir} was trained on")
+        elif (twin.source, twin.kind, twin.width) != (feature.source, feature.kind, feature.width):
+            wrong.append(f"{store.path}: feature {feature.name} has another kind than in {run_dir}")
+        elif feature.size > twin.size:
+            wrong.append(
+                f"{store.path}: feature {feature.name} has {feature.size} values, {run_dir} knows {twin.size}"
+            )
+    wrong += [
+        f"{store.path}: feature {f.name} is missing, {run_dir} was trained on it" for f in known.values()
+    ]
+    ConfigError.raise_if(wrong)
+    if same or store.fingerprint == record.inputs["data"]:
+        return
+    own = _vocabularies(store)
+    if not own or own != vocabularies:
+        differing = [name for name in vocabularies.keys() & own.keys() if vocabularies[name] != own[name]]
+        why = "nothing says what its ids stand for"
+        if differing:
+            why = f"the vocabulary of {differing[0]} differs"
+        raise DataError(
+            f"{store.path}: is not the data set that {run_dir} was trained on, and {why}; if it was prepared "
+            "with the very same ids, say so with --same-encoding"
+        )
+
+
+def _vocabularies(store: Store) -> dict[str, str]:
+    return {name: fingerprint([file]) for name, file in sorted(store.vocabularies.items())}
+
+
+def _save_features(store: Store, run_dir: Path) -> None:
+    content = {
+        "features": [dataclasses.asdict(feature) for feature in store.features],
+        "vocabularies": _vocabularies(store),
+    }
+    atomic_write(run_dir / FEATURES_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _load_features(run_dir: Path) -> tuple[list[Feature], dict[str, str]]:
+    path = run_dir / FEATURES_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Feature(**feature) for feature in content["features"]], content["vocabularies"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; the run is of an older version, train it again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); train the run again") from error
 
 
 def write_attention(model: CTRModel, data: CTRData, config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     """Measure the attention on test rows and write attention.json."""
+    from lain.evaluation import diagnostics
+
     shape = diagnostics.attention_by_bucket(
         model, data.batches("test"), config.buckets, rows=config.diagnose_rows
     )

@@ -7,6 +7,8 @@ corpus. On the embedded world truth decides; on real text rules of thumb do, and
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,8 @@ import numpy as np
 from jaxtyping import Real
 
 from causalneg.data import Dataset
-from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, Verdict
+from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, StrategyKind, Verdict
+from causalneg.generation.writers.base import Pair
 from causalneg.generation.writers.english import quoted, says_verb
 from causalneg.text.corpus import EDITS, Corpus, answering_limit, cut
 from causalneg.text.style import strip_style
@@ -29,12 +32,13 @@ from common.report.tables import markdown_table
 REASONS: tuple[Reason, ...] = get_args(Reason)
 """All that can be said of a negative, ``"valid"`` first."""
 
-_ANSWERS = ("answers", "wrong answer", "partial answer")
+_ANSWERS = ("answers", "wrong answer", "partial answer")  # in the words of the world
+_ANSWERING: tuple[Reason, ...] = ("answers", "partly answers", "wrong answer")
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the verifier said, counted.
+class Counts:
+    """What the verifier found, counted.
 
     Args:
         reasons: Number of written negatives by backend, strategy (``"none"`` without one) and reason.
@@ -66,7 +70,7 @@ class Report:
                 counts["answering" if said in _ANSWERS else "valid" if said == "related" else said] += number
         else:
             for (_, _, reason), number in self.reasons.items():
-                counts["answering" if reason == "answers" else reason] += number
+                counts["answering" if reason in _ANSWERING else reason] += number
         total = max(1, sum(counts.values()))
         return {name: counts[name] / total for name in ("valid", "off topic", "answering")}
 
@@ -118,7 +122,7 @@ class Verification:
 
     kept: list[Example]
     rejected: list[Example]
-    report: Report
+    report: Counts
 
 
 def verify(
@@ -126,6 +130,7 @@ def verify(
     dataset: Dataset,
     *,
     world: World | None = None,
+    shown: Sequence[Pair] = (),
     check_mined: bool = False,
     near: float = 0.9,
     copies: int = 3,
@@ -133,14 +138,17 @@ def verify(
 ) -> Verification:
     """Check every written negative of a training set; mined ones pass through.
 
-    In this order: it says something; it is no positive; it is no second copy; its length and its share of
-    function and known words are within the corpus's range; its requirement is violated; it does not answer;
-    it is on the topic.
+    In this order: it says something; it is no positive and holds none; it is no second copy, nor one of what
+    its writer was shown; its length and its share of function and known words are within the corpus's range;
+    it does not speak of its own making; its requirement is violated; it does not answer; it is on the topic.
+    A text by a language model is also far from what was asked for if it is several times as long as the
+    positive, or as short.
 
     Args:
         examples: Training set.
         dataset: Tells what is usual; its qrels, as far as they were read, give more positives.
         world: The world that the data set is of: its truth decides instead of rules of thumb.
+        shown: What the writer was shown, by pair.
         check_mined: Whether mined negatives that answer by truth are rejected too; needs a world.
         near: Share of a text's five-word runs that makes it a copy of another.
         copies: So many queries may have the same text; with more it is filler.
@@ -160,6 +168,8 @@ def verify(
         found.append("check_mined: only a world knows which mined negatives answer; leave it out here")
     ConfigError.raise_if(found)
     checker = _Checker(dataset, world, near, copies, range_share)
+    for pair in shown:
+        checker.shown.setdefault(pair.query.id, []).extend(pair.candidates)
     return checker.run(examples, check_mined)
 
 
@@ -197,13 +207,25 @@ class _Text:
     def runs(self) -> set[tuple[str, ...]]:
         return shingles(self.words)
 
+    @cached_property
+    def bare(self) -> list[str]:
+        """Its words when marks, joints and signs without width between and in them are looked through."""
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", _TAG.sub(" ", self.content)))
+        return _PLAIN.findall(text.lower())
+
 
 class _Checker:
     def __init__(
-        self, dataset: Dataset, world: World | None, near: float, copies: int, range_share: float
+        self,
+        dataset: Dataset,
+        world: World | None,
+        near: float,
+        copies: int,
+        range_share: float,
     ) -> None:
         self.dataset, self.world, self.near, self.copies = dataset, world, near, copies
         self.corpus = Corpus.of(dataset)
+        self.shown: dict[str, list[Document]] = {}
         self.shortest, self.longest = _range(self.corpus.lengths, range_share)
         self.least_function, self.most_function = _range(self.corpus.function_shares, range_share)
         self.positives: dict[str, set[str]] = {}
@@ -246,7 +268,7 @@ class _Checker:
             kept.append(example.model_copy(update={"negatives": good}))
             if bad:
                 rejected.append(example.model_copy(update={"negatives": bad}))
-        report = Report(dict(reasons), mined, answering if check_mined else None, dict(truth))
+        report = Counts(dict(reasons), mined, answering if check_mined else None, dict(truth))
         return Verification(kept, rejected, report)
 
     def _count_copies(self, examples: Iterable[Example]) -> Counter[str]:
@@ -292,7 +314,7 @@ class _Checker:
         if not text.words:
             return no("empty", "it has no words")
         for positive in positives:
-            if text.words == positive.words:
+            if text.words == positive.words or (self.world is None and text.bare == positive.bare):
                 return no("equals positive", "it has the words of a positive, in their order")
             close = self._near_positive(text, positive, negative)
             if close:
@@ -300,6 +322,8 @@ class _Checker:
         for other in seen:
             if text.stems == other.stems or overlap(text.runs, other.runs) >= max(self.near, 0.95):
                 return no("duplicate", "another negative of this query says the same")
+        if negative.model and self._is_shown(query, negative, text):
+            return no("duplicate", "it is a passage that its writer was shown")
         if negative.text is not None and often[negative.text] > self.copies:
             return no("duplicate", f"{often[negative.text]} queries have this very text")
         length = len(text.words)
@@ -307,6 +331,12 @@ class _Checker:
             return no("too short", f"{length} words; the corpus begins at {self.shortest:.0f}")
         if length > self.longest:
             return no("too long", f"{length} words; the corpus ends at {self.longest:.0f}")
+        far = self._far_from_asked(text, positives[0], negative)
+        if far is not None:
+            return no(*far)
+        making = self._speaks_of_task(text, positives, negative)
+        if making:
+            return no("about the task", f"it says “{making}”")
         foreign = self._foreign(text)
         if foreign:
             return no("wrong language", foreign)
@@ -344,6 +374,39 @@ class _Checker:
             return "it has the words of a positive in another order"
         if negative.strategy not in EDITS and _containment(text.runs, positive.runs) >= self.near:
             return f"{_containment(text.runs, positive.runs):.0%} of its five-word runs are in a positive"
+        if _holds(text.bare, positive.bare):
+            return "it has a positive from beginning to end, and some words more"
+        return ""
+
+    def _is_shown(self, query: Query, negative: Negative, text: _Text) -> bool:
+        """Whether a text is a copy of a passage that its writer could rewrite."""
+        known = [*self.shown.get(query.id, ())]
+        if negative.document_id in self.dataset.index:
+            known.append(self.dataset.document(str(negative.document_id)))
+        return any(words(strip_style(document.text)) == words(text.body) for document in known)
+
+    def _far_from_asked(self, text: _Text, positive: _Text, negative: Negative) -> tuple[Reason, str] | None:
+        """Why the length of a language model's text is not what was asked for: about that of the positive."""
+        if self.world is not None or not negative.model:
+            return None
+        asked, has = len(positive.body), len(text.body)
+        if _FAR * has < asked:
+            return "too short", f"{has} characters; about {asked} were asked for"
+        if has > max(_FAR * asked, _ALWAYS_FINE):
+            return "too long", f"{has} characters; about {asked} were asked for"
+        return None
+
+    def _speaks_of_task(self, text: _Text, positives: Sequence[_Text], negative: Negative) -> str:
+        """What a text says of its own making, in words that its sources lack; empty if nothing."""
+        if self.world is not None:
+            return ""
+        known = [positive.content for positive in positives]
+        if negative.document_id in self.dataset.index:
+            known.append(self.dataset.document(str(negative.document_id)).content)
+        for match in _TASK.finditer(text.content):
+            said = match.group()
+            if not any(said.lower() in other.lower() for other in known):
+                return said
         return ""
 
     def _foreign(self, text: _Text) -> str:
@@ -379,6 +442,34 @@ class _Checker:
 
 
 _KNOWN = 0.8
+_FAR = 4.0
+_ALWAYS_FINE = 400  # characters; a positive may be a single name
+_FEWEST = 5  # words of a positive that are more than a name
+_HELD = 0.5
+_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+_PLAIN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+_TASK = re.compile(
+    "|".join(
+        (
+            *(
+                rf"\b{kind}\b"
+                for kind in get_args(StrategyKind)
+                if "/" not in kind and kind != "intent drift"
+            ),
+            r"\bnot (?:the|an) answer to\b",
+            r"\b(?:do|does|did|would) not answer (?:the|this|that|your) (?:query|question|search)\b",
+            r"\bthe (?:search |original |user's )query\b",
+            r"\bthe query(?:'s)? (?:asks?|asked|requirement|intent)\b",
+            r"\bthe searcher\b",
+            r"\bhard negatives?\b",
+            r"\bnegative passage\b",
+            r"\b(?:this|the) (?:rewritten )?passage (?:violates|breaks|does not (?:answer|mention|meet))\b",
+            r"\bas (?:requested|instructed) (?:above|by the order|in the order)\b",
+        )
+    ),
+    re.IGNORECASE,
+)
 
 
 def _range(values: Real[np.ndarray, " documents"], share: float) -> tuple[float, float]:
@@ -393,6 +484,19 @@ def _names_in(text: str) -> list[str]:
     from causalneg.world.language import names_in
 
     return names_in(text)
+
+
+def _holds(words: list[str], positive: list[str]) -> bool:
+    """Whether a text has all words of a positive in their order, half of their runs of five unbroken.
+
+    An edit of one thing leaves one word of the positive out; added words leave none out, wherever they stand.
+    """
+    if len(positive) < _FEWEST or len(words) < len(positive):
+        return False
+    left = iter(words)
+    if not all(word in left for word in positive):
+        return False
+    return _containment(shingles(positive), shingles(words)) >= _HELD
 
 
 def _containment(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:

@@ -1,20 +1,20 @@
-"""Who writes negatives: one interface for rules and language models, two calls per query and positive.
+"""Who writes negatives: one interface for rules and language models, one job for each pair.
 
-``analyse`` says what a passage must do to answer the query; ``write`` breaks one of these requirements per
-negative. Source: CausalNeg (arXiv 2606.01304), the two-call generation. Both take batches, for a model is
-fast in batches only; what comes back for a pair depends on that pair, the writer and its seed, never on the
-batch.
+A job first says what a passage must do to answer the query, then breaks one of these requirements per
+negative. Source: CausalNeg (arXiv 2606.01304), the two-call generation.
 """
 
 from __future__ import annotations
 
 import random
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from causalneg.data.schema import Analysis, Document, Negative, Passage, Query
+from causalneg.generation.jobs import Failure, Job
+from causalneg.llm.chat import ChatBackend
 
 MAX_NEGATIVES = 3
 """Negatives that a writer gives for a pair, at most."""
@@ -36,67 +36,95 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a writer has nothing for a pair or passage.
+class Written:
+    """What came of a pair.
 
     Args:
-        reason: Kind of failure, a few words that can be counted.
-        detail: What happened, for readers.
-        tokens: Tokens read and written in vain; 0 without a model.
+        analysis: Why the positive answers; None if nobody said.
+        negatives: The negatives, the most decisive requirement first; none if the job failed.
+        failure: Why there are none.
+        cut: Whether the positive was too long for the writer and was cut.
+        dropped: Orders without a usable negative, by reason.
     """
 
-    reason: str
-    detail: str = ""
-    tokens: int = 0
+    analysis: Analysis | None = None
+    negatives: tuple[Negative, ...] = ()
+    failure: Failure | None = None
+    cut: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Writes negatives, and the same things in other words.
+class Writer(ABC):
+    """Writes negatives, and the same in other words. A new one is one file and one line in ``WRITERS``.
 
-    Every method gives one result per input, in order; a failure is a result.
+    What it makes of a pair depends on that pair, its settings and its seed alone. A job of it may ask the
+    model behind :attr:`backend`; a writer by rule asks nothing.
 
     Args:
-        name: What wrote, for provenance: ``"rules"``, ``"naive"``, ...
-        model: Name of the model behind it; empty without one.
-        prompt_version: Version of prompts and profile; empty without a model.
-        seed: Decides every draw.
-        settings: Whatever else decides the text, in one line; texts of equal settings may be mixed.
+        name: What wrote, for provenance: ``"rules"``, ``"naive"``, ``"openai"``, ...
+        backend: Where the model runs that its jobs ask; None if they ask none.
+        candidates: Mined passages of each pair that it looks at.
     """
 
     name: str
-    model: str
-    prompt_version: str
-    seed: int
-    settings: str
+    backend: ChatBackend | None = None
+    candidates: int = 5
 
-    def analyse(self, pairs: Sequence[Pair]) -> list[Analysis | Failure]:
-        """Say why each positive answers its query.
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What decides its texts; those of equal identity may be mixed."""
 
-        Args:
-            pairs: What to analyse.
-        """
-        ...
-
-    def write(self, pairs: Sequence[Pair], analyses: Sequence[Analysis]) -> list[list[Negative] | Failure]:
-        """Write up to three negatives a pair, the most diagnostic first, each violating one requirement.
+    @abstractmethod
+    def write(self, pair: Pair) -> Job[Written]:
+        """An analysis, then up to three negatives, the most decisive first; each breaks one requirement.
 
         Args:
-            pairs: What to write for.
-            analyses: Their analyses, in the same order.
+            pair: What to write for.
         """
-        ...
 
-    def rewrite(self, documents: Sequence[Document]) -> list[Passage | Failure]:
-        """Say the same in the writer's own voice.
+    @abstractmethod
+    def rewrite(self, document: Document) -> Job[Passage | Failure]:
+        """The same in the writer's own voice: a passage with its own text, ``document_id`` and ``voice``.
 
         Args:
-            documents: Texts to rewrite, with their titles.
-
-        Returns:
-            For each a passage with its own text, ``document_id`` and ``voice``.
+            document: What to rewrite; its title stays.
         """
-        ...
+
+    def preview(self, pair: Pair) -> str:
+        """What it makes of a pair, in words, with nothing kept and no model asked.
+
+        Args:
+            pair: The pair.
+        """
+        try:
+            next(self.write(pair))
+        except StopIteration as stop:
+            return shown(pair, stop.value)
+        return f"query: {pair.query.text}\npositive: {pair.positive.content}"
+
+
+def shown(pair: Pair, written: Written) -> str:
+    """A pair and what came of it, in words.
+
+    Args:
+        pair: The pair.
+        written: What came of it.
+    """
+    lines = [f"query: {pair.query.text}", f"positive: {pair.positive.content}"]
+    lines += [f"candidate: {candidate.content}" for candidate in pair.candidates]
+    if written.analysis is not None:
+        lines.append(f"core need: {written.analysis.core_need}")
+        for requirement in written.analysis.requirements:
+            ways = ", ".join(d.kind for d in requirement.disruptions)
+            lines.append(
+                f"requirement ({requirement.facet}): {requirement.text}" + (f" [{ways}]" if ways else "")
+            )
+    if written.failure is not None:
+        lines.append(f"no negatives: {written.failure.kind} ({written.failure.detail})")
+    for negative in written.negatives:
+        lines.append(f"negative ({negative.strategy or 'no strategy'}): {negative.title} {negative.text}")
+    return "\n".join(lines)
 
 
 def draws(seed: int, *names: str) -> random.Random:

@@ -10,7 +10,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from causalneg.data.schema import Analysis, Disruption, Document, Requirement, StrategyKind
-from causalneg.generation.writers.base import MAX_NEGATIVES, Failure, Pair
+from causalneg.generation.jobs import Failure
+from causalneg.generation.writers.base import MAX_NEGATIVES, Pair
 from causalneg.text.corpus import Corpus, View, answering_limit, plain_title
 from causalneg.text.words import (
     MONTHS,
@@ -135,7 +136,7 @@ _FEWEST_WORDS, _MOST_WORDS = 5, 60
 
 
 @dataclass(frozen=True)
-class Draft:
+class Edited:
     """A negative as far as it is text.
 
     Args:
@@ -209,7 +210,7 @@ class EnglishRules:
             requirements=requirements,
         )
 
-    def write(self, pair: Pair, analysis: Analysis, rng: random.Random) -> list[Draft] | Failure:
+    def write(self, pair: Pair, analysis: Analysis, rng: random.Random) -> list[Edited] | Failure:
         """Write up to three drafts, each for another kind of disruption where there are as many.
 
         Args:
@@ -226,7 +227,7 @@ class EnglishRules:
             ranked.append((seen.get(kind, 0), len(ranked), kind, requirement))
             seen[kind] = seen.get(kind, 0) + 1
         view = self.corpus.view(pair.positive)
-        drafts: list[Draft] = []
+        drafts: list[Edited] = []
         runs: list[set[tuple[str, ...]]] = []
         first = [(kind, requirement) for _, _, kind, requirement in sorted(ranked, key=lambda o: o[:2])]
         # Where there are few kinds, the same ones are drawn again with other words.
@@ -248,7 +249,7 @@ class EnglishRules:
         order = sorted(range(len(drafts)), key=lambda i: (-round(covered[i], 9), i))
         return [drafts[i] for i in order]
 
-    def _fits(self, pair: Pair, draft: Draft) -> bool:
+    def _fits(self, pair: Pair, draft: Edited) -> bool:
         """Whether a draft is on the topic and does not look like an answer."""
         if not self.corpus.on_topic(
             pair.query.text, draft.kind, draft.title, draft.text, [pair.positive.title]
@@ -259,7 +260,7 @@ class EnglishRules:
 
     def _draft(
         self, kind: StrategyKind, requirement: Requirement, pair: Pair, view: View, rng: random.Random
-    ) -> Draft | None:
+    ) -> Edited | None:
         term = quoted(requirement.text)
         made: tuple[str, str] | None = None
         base = pair.positive
@@ -276,7 +277,7 @@ class EnglishRules:
             if drifted is not None:
                 base, text = drifted
                 made = base.title, text
-        return None if made is None else Draft(*made, base.id, requirement, kind)
+        return None if made is None else Edited(*made, base.id, requirement, kind)
 
     # What query and positive share
 

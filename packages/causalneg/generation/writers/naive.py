@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
-from causalneg.data.schema import Analysis, Document, Negative, Passage
-from causalneg.generation.writers.base import MAX_NEGATIVES, Failure, Pair, draws
+from causalneg.data.schema import Document, Negative, Passage
+from causalneg.generation.jobs import Failure, Job, done
+from causalneg.generation.writers.base import MAX_NEGATIVES, Pair, Writer, Written, draws
 from causalneg.generation.writers.rules import check_artifact, spoken
 from causalneg.text.corpus import Corpus
 from causalneg.text.style import stylise
@@ -28,7 +30,7 @@ _COMMON = 1000
 _TRIES = 6
 
 
-class NaiveWriter:
+class NaiveWriter(Writer):
     """On-topic negatives without analysis; see :class:`causalneg.generation.writers.base.Writer`.
 
     A negative has a few sentences from passages that share the query's rarest words, and may go on with
@@ -46,31 +48,28 @@ class NaiveWriter:
     """
 
     name = "naive"
-    model = ""
-    prompt_version = ""
 
-    def __init__(self, corpus: Corpus, *, artifact: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, *, corpus: Corpus, artifact: Annotated[float, Ge(0), Le(1)] = 0.0, seed: int = 0
+    ) -> None:
         check_artifact(artifact)
         self.corpus, self.artifact, self.seed = corpus, artifact, seed
-        self.settings = f"version {VERSION}, artifact {artifact:g}, corpus {corpus.fingerprint}"
 
-    def analyse(self, pairs: Sequence[Pair]) -> list[Analysis | Failure]:
-        """Repeat the queries: this writer has no view of what they need."""
-        return [
-            Analysis(core_need=pair.query.text, how_met="", answer_boundary="", requirements=[])
-            for pair in pairs
-        ]
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides its texts; see the base class."""
+        settings = f"version {VERSION}, artifact {self.artifact:g}, corpus {self.corpus.fingerprint}"
+        return {"writer": self.name, "seed": str(self.seed), "settings": settings}
 
-    def write(self, pairs: Sequence[Pair], analyses: Sequence[Analysis]) -> list[list[Negative] | Failure]:
-        """Write three negatives a pair; see the protocol. The analyses are not looked at."""
-        return [self._write(pair) for pair, _ in zip(pairs, analyses, strict=True)]
+    def write(self, pair: Pair) -> Job[Written]:
+        """Write three negatives without a view of the need; see the base class."""
+        found = self._write(pair)
+        return done(Written(failure=found) if isinstance(found, Failure) else Written(None, tuple(found)))
 
-    def rewrite(self, documents: Sequence[Document]) -> list[Passage | Failure]:
-        """Say the same in the writer's own voice; see the protocol."""
-        return [
-            spoken(d, self._spoken(d.text, draws(self.seed, "rewrite", d.id or d.text)), self.name)
-            for d in documents
-        ]
+    def rewrite(self, document: Document) -> Job[Passage | Failure]:
+        """Say the same in the writer's own voice; see the base class."""
+        text = self._spoken(document.text, draws(self.seed, "rewrite", document.id or document.text))
+        return done(spoken(document, text, self.name))
 
     def _spoken(self, text: str, rng: random.Random) -> str:
         return stylise(text, self.artifact, rng) if self.artifact > 0 else text

@@ -24,17 +24,15 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from causalneg.data.schema import Analysis, Disruption, Document, Query, Requirement, StrategyKind
 from causalneg.generation.writers.base import MAX_NEGATIVES
 from causalneg.llm.chat import Message
+from causalneg.llm.schema import bounded_schema
 from common.errors import ConfigError, DataError, suggest
-
-VerdictKind = Literal["answers", "partly", "states an answer", "related", "unrelated"]
-"""What a passage does for a searcher, in the words of the judge's prompt."""
 
 
 class Draft(BaseModel):
@@ -77,20 +75,6 @@ class Rewritten(BaseModel):
     text: str
 
 
-class Judgement(BaseModel):
-    """What a passage does for a searcher.
-
-    Args:
-        reason: In a sentence; comes first, so that the verdict follows from it.
-        verdict: In one of the words of the prompt.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str
-    verdict: VerdictKind
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How much a model is shown and asked for.
@@ -106,7 +90,6 @@ class Limits:
         analysis_tokens: Longest answer to the first call.
         negatives_tokens: Longest answer to the second call.
         rewrite_tokens: Longest answer to the third call.
-        judge_tokens: Longest answer of the judge.
 
     Raises:
         ConfigError: One is not positive, or a range is empty.
@@ -122,7 +105,6 @@ class Limits:
     analysis_tokens: int = 2048
     negatives_tokens: int = 2048
     rewrite_tokens: int = 1024
-    judge_tokens: int = 256
 
     def __post_init__(self) -> None:
         """Check all at once."""
@@ -219,7 +201,13 @@ def load_profile(profile: str) -> TextFile:
     return TextFile.read(profile, content, ("relevance", "style"))
 
 
-def _template(name: str, wanted: Sequence[str]) -> TextFile:
+def load_template(name: str, wanted: Sequence[str]) -> TextFile:
+    """Read a template that comes with the package.
+
+    Args:
+        name: Its name.
+        wanted: Sections that it must have.
+    """
     content = (files("causalneg.generation") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
     return TextFile.read(name, content, wanted)
 
@@ -239,17 +227,16 @@ class Prompts:
     def __init__(self, profile: str = "generic", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.profile = load_profile(profile)
-        self._negatives = _template(
+        self._negatives = load_template(
             "negatives", ("system", "analyse", "write", "order", "no_candidates", "pending")
         )
-        self._rewrite = _template("rewrite", ("system", "rewrite"))
-        self._judge = _template("judge", ("system", "judge"))
-        self._systems = {t.name: self._system(t) for t in (self._negatives, self._rewrite, self._judge)}
+        self._rewrite = load_template("rewrite", ("system", "rewrite"))
+        self._systems = {t.name: self._system(t) for t in (self._negatives, self._rewrite)}
 
     @property
     def version(self) -> str:
         """Version of templates and profile; a change of a single letter changes it."""
-        used = (self._negatives, self._rewrite, self._judge, self.profile)
+        used = (self._negatives, self._rewrite, self.profile)
         digest = hashlib.sha256(repr([(f.version, sorted(f.sections.items())) for f in used]).encode())
         return f"{self._negatives.version}-{self.profile.name}{self.profile.version}-{digest.hexdigest()[:8]}"
 
@@ -342,19 +329,6 @@ class Prompts:
         content = Template(self._rewrite.sections["rewrite"]).substitute(passage=text)
         return (self._systems["rewrite"], Message("user", content))
 
-    def judge(self, query: Query, need: str, passage: str) -> tuple[Message, ...]:
-        """What the judge is asked of a passage.
-
-        Args:
-            query: The query.
-            need: What its searcher needs, in words.
-            passage: Title and text.
-        """
-        content = Template(self._judge.sections["judge"]).substitute(
-            query=query.text, need=need or query.text, passage=passage
-        )
-        return (self._systems["judge"], Message("user", content))
-
     @cached_property
     def analysis_schema(self) -> dict[str, Any]:
         """JSON schema of the first call's answer."""
@@ -396,11 +370,6 @@ class Prompts:
         """JSON schema of the third call's answer."""
         return bounded_schema(Rewritten, characters=self.limits.passage_characters)
 
-    @cached_property
-    def judge_schema(self) -> dict[str, Any]:
-        """JSON schema of the judge's answer."""
-        return bounded_schema(Judgement, characters=self.limits.sentence_characters)
-
     @property
     def schema_version(self) -> str:
         """A few signs that change when the shape of an answer does."""
@@ -408,7 +377,6 @@ class Prompts:
             self.analysis_schema,
             *self.negatives_schemas,
             self.rewrite_schema,
-            self.judge_schema,
         ]
         return hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -425,47 +393,6 @@ def _length(texts: Sequence[str]) -> str:
         ("characters", len(whole)) if 2 * wide > len(whole) else ("words", len(" ".join(texts).split()))
     )
     return f"{max(5, round(total / len(texts) / 5) * 5)} {unit}"
-
-
-def bounded_schema(
-    shape: type[BaseModel],
-    *,
-    characters: int,
-    longer: dict[str, int] | None = None,
-    items: dict[str, tuple[int, int]] | None = None,
-    largest: dict[str, int] | None = None,
-) -> dict[str, Any]:
-    """JSON schema of a shape in which nothing is without bounds, so that every answer written by it ends.
-
-    All keys are required and no others allowed, as servers with strict schemas want it. Words for readers of
-    Python are taken out.
-
-    Args:
-        shape: The pydantic model.
-        characters: Longest text.
-        longer: Other bounds for texts, by key.
-        items: Fewest and most items of lists, by key.
-        largest: Largest integers, by key.
-    """
-
-    def tidy(schema: dict[str, Any], key: str) -> dict[str, Any]:
-        found = {k: v for k, v in schema.items() if k not in ("title", "description", "default")}
-        if "properties" in found:
-            found["properties"] = {k: tidy(v, k) for k, v in found["properties"].items()}
-            found["required"] = list(found["properties"])
-            found["additionalProperties"] = False
-        if "$defs" in found:
-            found["$defs"] = {k: tidy(v, k) for k, v in found["$defs"].items()}
-        if found.get("type") == "array":
-            found["items"] = tidy(found["items"], key)
-            found["minItems"], found["maxItems"] = (items or {})[key]
-        if found.get("type") == "string" and "enum" not in found:
-            found["maxLength"] = (longer or {}).get(key, characters)
-        if found.get("type") == "integer":
-            found["minimum"], found["maximum"] = 0, (largest or {})[key]
-        return found
-
-    return tidy(shape.model_json_schema(), "")
 
 
 _SENTENCE_END = re.compile(
@@ -578,5 +505,4 @@ def with_limits(limits: Limits, context: int | None) -> Limits:
         analysis_tokens=min(limits.analysis_tokens, quarter),
         negatives_tokens=min(limits.negatives_tokens, quarter),
         rewrite_tokens=min(limits.rewrite_tokens, quarter),
-        judge_tokens=min(limits.judge_tokens, quarter),
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from causalneg.data.schema import Analysis, Disruption, Document, Negative, Passage, Requirement, StrategyKind
-from causalneg.generation.writers.base import MAX_NEGATIVES, Failure, Pair, draws
-from causalneg.generation.writers.english import Draft, EnglishRules
+from causalneg.generation.jobs import Failure, Job, done
+from causalneg.generation.writers.base import MAX_NEGATIVES, Pair, Writer, Written, draws
+from causalneg.generation.writers.english import Edited, EnglishRules
 from causalneg.text.corpus import Corpus
 from causalneg.text.style import has_style, style_share, stylise
 from causalneg.world import World
@@ -65,7 +68,7 @@ class WorldRules:
             requirements=requirements,
         )
 
-    def write(self, pair: Pair, analysis: Analysis, rng: random.Random) -> list[Draft] | Failure:
+    def write(self, pair: Pair, analysis: Analysis, rng: random.Random) -> list[Edited] | Failure:
         """Edit the positive, or a candidate that answers as well, by up to three strategies.
 
         Args:
@@ -78,7 +81,7 @@ class WorldRules:
         known = {r.text: r for r in analysis.requirements}
         kinds = list(dict.fromkeys(d.kind for r in analysis.requirements for d in r.disruptions))
         rng.shuffle(kinds)
-        found: list[Draft] = []
+        found: list[Edited] = []
         impossible: set[StrategyKind] = set()
         # A second round fills up with other edits of kinds that were there, where one was not possible.
         for kind in (*kinds, *kinds):
@@ -95,7 +98,7 @@ class WorldRules:
                 continue
             requirement = known.get(edit.requirement.text)
             if requirement is not None:
-                found.append(Draft(base.title, edit.text, base.id, requirement, edit.strategy))
+                found.append(Edited(base.title, edit.text, base.id, requirement, edit.strategy))
         if not found:
             return Failure("nothing to break", "no strategy applies to the passage")
         order = {"relation break": 0, "constraint violation": 1, "entity shift": 2}
@@ -114,7 +117,7 @@ class WorldRules:
         return text
 
 
-class RulesWriter:
+class RulesWriter(Writer):
     """Counterfactual negatives by rule; see :class:`causalneg.generation.writers.base.Writer`.
 
     Args:
@@ -129,64 +132,66 @@ class RulesWriter:
     """
 
     name = "rules"
-    model = ""
-    prompt_version = ""
 
     def __init__(
-        self, corpus: Corpus, *, world: World | None = None, artifact: float = 0.0, seed: int = 0
+        self,
+        *,
+        corpus: Corpus,
+        world: World | None = None,
+        artifact: Annotated[float, Ge(0), Le(1)] = 0.0,
+        seed: int = 0,
     ) -> None:
         check_artifact(artifact)
         self.corpus, self.artifact, self.seed = corpus, artifact, seed
-        self.rules = EnglishRules(corpus) if world is None else None
-        self.world_rules = None if world is None else WorldRules(world)
-        self.settings = f"version {VERSION}, artifact {artifact:g}, corpus {corpus.fingerprint}"
-        self.settings += ", world" if world is not None else ""
+        self._rules = EnglishRules(corpus) if world is None else WorldRules(world)
 
-    def analyse(self, pairs: Sequence[Pair]) -> list[Analysis | Failure]:
-        """Say why each positive answers its query; see the protocol."""
-        rules = self.world_rules or self.rules
-        assert rules is not None
-        return [rules.analyse(pair) for pair in pairs]
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides its texts; see the base class."""
+        kind = ", world" if isinstance(self._rules, WorldRules) else ""
+        settings = f"version {VERSION}, artifact {self.artifact:g}, corpus {self.corpus.fingerprint}{kind}"
+        return {"writer": self.name, "seed": str(self.seed), "settings": settings}
 
-    def write(self, pairs: Sequence[Pair], analyses: Sequence[Analysis]) -> list[list[Negative] | Failure]:
-        """Write up to three negatives a pair; see the protocol."""
-        return [self._write(pair, analysis) for pair, analysis in zip(pairs, analyses, strict=True)]
+    def write(self, pair: Pair) -> Job[Written]:
+        """Write up to three negatives; see the base class."""
+        analysis = self._rules.analyse(pair)
+        if isinstance(analysis, Failure):
+            return done(Written(failure=analysis))
+        found = self._negatives(pair, analysis)
+        if isinstance(found, Failure):
+            return done(Written(analysis, failure=found))
+        return done(Written(analysis, tuple(found)))
 
-    def rewrite(self, documents: Sequence[Document]) -> list[Passage | Failure]:
-        """Say the same in the writer's own voice; see the protocol."""
-        return [self._rewrite(document) for document in documents]
+    def rewrite(self, document: Document) -> Job[Passage | Failure]:
+        """Say the same in the writer's own voice; see the base class."""
+        rng = draws(self.seed, "rewrite", document.id or document.text)
+        text: str | Failure = document.text
+        if isinstance(self._rules, WorldRules):
+            text = self._rules.rewrite(document, rng)
+        if isinstance(text, Failure):
+            return done(text)
+        return done(spoken(document, in_voice(text, document.text, self.artifact, rng), self.name))
 
-    def _write(self, pair: Pair, analysis: Analysis) -> list[Negative] | Failure:
-        rules = self.world_rules or self.rules
-        assert rules is not None
+    def _negatives(self, pair: Pair, analysis: Analysis) -> list[Negative] | Failure:
         rng = draws(self.seed, "write", pair.query.id, pair.positive.id)
-        drafts = rules.write(pair, analysis, rng)
-        if isinstance(drafts, Failure):
-            return drafts
+        edits = self._rules.write(pair, analysis, rng)
+        if isinstance(edits, Failure):
+            return edits
         base = {d.id: d.text for d in (pair.positive, *pair.candidates)}
         return [
             Negative(
-                document_id=draft.base or None,
-                title=draft.title,
-                text=in_voice(draft.text, base[draft.base], self.artifact, rng),
+                document_id=edit.base or None,
+                title=edit.title,
+                text=in_voice(edit.text, base[edit.base], self.artifact, rng),
                 source="generated",
                 backend=self.name,
-                requirement=draft.requirement.text,
-                facet=draft.requirement.facet,
-                strategy=draft.kind,
+                requirement=edit.requirement.text,
+                facet=edit.requirement.facet,
+                strategy=edit.kind,
                 seed=self.seed,
             )
-            for draft in drafts
+            for edit in edits
         ]
-
-    def _rewrite(self, document: Document) -> Passage | Failure:
-        rng = draws(self.seed, "rewrite", document.id or document.text)
-        text: str | Failure = document.text
-        if self.world_rules is not None:
-            text = self.world_rules.rewrite(document, rng)
-        if isinstance(text, Failure):
-            return text
-        return spoken(document, in_voice(text, document.text, self.artifact, rng), self.name)
 
 
 def check_artifact(artifact: float) -> None:

@@ -6,73 +6,22 @@ Every kind is one class: ``raw`` takes a column of a piece as the spool keeps it
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 
 from common.errors import DataError
 from lain.data.schema import Feature, Source
+from lain.formats.log.encoder import Encoder, Weight
+from lain.formats.log.numeric import Buckets, Numeric
 from lain.formats.log.schema import TIME_PARTS, BehaviourColumn, FeatureColumn
-from lain.formats.log.values import SECOND, Clock, Place, lists, numbers, regroup, texts
-from lain.formats.log.vocabulary import FIRST, MISSING, Counter, Vocabulary
+from lain.formats.log.values import Clock, Place, lists, regroup, texts
+from lain.formats.log.vocabulary import MISSING, Counter, Vocabulary
 
 _LONGEST_LIST = 64
-_DISTINCT_NUMBERS = 1_000_000
-Weight = Int[np.ndarray, " rows"] | None
-
-
-class Encoder(ABC):
-    """One feature, or one column of the behaviours.
-
-    Args:
-        name: Its name.
-        source: Whose it is.
-        column: Its column.
-    """
-
-    kind: str
-    raw_type: Any = pl.String()
-
-    def __init__(self, name: str, source: Source, column: str) -> None:
-        self.name, self.source, self.column = name, source, column
-
-    @abstractmethod
-    def raw(self, frame: pl.DataFrame, place: Place) -> pl.Series:
-        """The column of a piece, checked, as the spool keeps it."""
-
-    @abstractmethod
-    def add(self, raw: pl.Series, weight: Weight = None) -> None:
-        """Learn from rows, each counted so often."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Nothing more will be learned."""
-
-    @abstractmethod
-    def encode(self, raw: pl.Series) -> Shaped[np.ndarray, "rows ..."]:
-        """The numbers of rows."""
-
-    @property
-    @abstractmethod
-    def feature(self) -> Feature:
-        """The feature of the prepared set."""
-
-    def state(self) -> dict[str, Any]:
-        """What was learned, as far as it fits into JSON."""
-        return {}
-
-    @abstractmethod
-    def restore(self, state: dict[str, Any], vocabulary: Path) -> None:
-        """Take over what another preparation learned."""
-
-    @property
-    def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary, if it has one."""
-        return None
 
 
 class Categorical(Encoder):
@@ -169,125 +118,6 @@ class ListOf(Categorical):
         """Read vocabulary and width."""
         super().restore(state, vocabulary)
         self.width = state["width"]
-
-
-class Numeric(Encoder):
-    """A number in standard deviations from its mean, and a 1 where it is missing."""
-
-    kind, raw_type = "numeric", pl.Float64()
-
-    def __init__(self, name: str, source: Source, column: str) -> None:
-        super().__init__(name, source, column)
-        self._count, self.mean, self._squares, self.scale = 0, 0.0, 0.0, 1.0
-
-    def raw(self, frame: pl.DataFrame, place: Place) -> pl.Series:
-        """Numbers."""
-        return numbers(frame, self.column, place)
-
-    def add(self, raw: pl.Series, weight: Weight = None) -> None:
-        """Mean and squared deviations, merged as Chan, Golub and LeVeque (1979) do."""
-        there = raw.is_not_null().to_numpy()
-        values = raw.drop_nulls().to_numpy()
-        each = np.ones(len(values)) if weight is None else weight[there].astype(np.float64)
-        count = each.sum()
-        if count == 0:
-            return
-        mean = float((each * values).sum() / count)
-        squares = float((each * (values - mean) ** 2).sum())
-        total, shift = self._count + count, mean - self.mean
-        self._squares += squares + shift**2 * self._count * count / total
-        self.mean += shift * count / total
-        self._count = total
-
-    def finish(self) -> None:
-        """Mean and deviation (1 for a constant), to nine digits, which the order of rows leaves alone."""
-        deviation = float(f"{(self._squares / self._count) ** 0.5:.9g}") if self._count else 0.0
-        self.mean = float(f"{self.mean:.9g}")
-        self.scale = deviation if deviation > 1e-12 * max(1.0, abs(self.mean)) else 1.0
-
-    def encode(self, raw: pl.Series) -> Shaped[np.ndarray, "rows ..."]:
-        """Standardised value and flag."""
-        missing = raw.is_null().to_numpy()
-        values = (raw.fill_null(self.mean).to_numpy() - self.mean) / self.scale
-        return np.stack([values, missing], axis=1).astype(np.float32)
-
-    @property
-    def feature(self) -> Feature:
-        """A vector of two numbers."""
-        return Feature(self.name, self.source, "vector", 0, 2)
-
-    def state(self) -> dict[str, Any]:
-        """Mean and scale."""
-        return {"mean": self.mean, "scale": self.scale}
-
-    def restore(self, state: dict[str, Any], vocabulary: Path) -> None:
-        """Take mean and scale."""
-        self.mean, self.scale = state["mean"], state["scale"]
-
-
-class Buckets(Encoder):
-    """The quantile bucket of a number.
-
-    Exact as long as there are at most a million different numbers; beyond, numbers are told apart by their
-    first four digits or so (13 bits of the mantissa).
-    """
-
-    kind, raw_type = "buckets", pl.Float64()
-
-    def __init__(self, name: str, source: Source, column: str, buckets: int) -> None:
-        super().__init__(name, source, column)
-        self._buckets, self._counter = buckets, Counter(pl.Float64)
-        self._coarse = False
-        self.edges: list[float] = []
-
-    def raw(self, frame: pl.DataFrame, place: Place) -> pl.Series:
-        """Numbers."""
-        return numbers(frame, self.column, place)
-
-    def add(self, raw: pl.Series, weight: Weight = None) -> None:
-        """Count the numbers."""
-        self._counter.add(_rounded(raw) if self._coarse else raw, weight)
-        found = self._counter.result() if self._counter._rows > _DISTINCT_NUMBERS else None
-        if found is not None and len(found) > _DISTINCT_NUMBERS and not self._coarse:
-            self._coarse, self._counter = True, Counter(pl.Float64)
-            self._counter.add(_rounded(found["value"]), found["count"].to_numpy())
-
-    def finish(self) -> None:
-        """The edges: a bucket ends below the value at which its share of the rows is reached."""
-        found = self._counter.result().sort("value")
-        self._counter = Counter(pl.Float64)
-        if not len(found):
-            return
-        below = (found["count"].cum_sum() - found["count"]).to_numpy() / found["count"].sum()
-        wanted = np.arange(1, self._buckets) / self._buckets
-        at = np.searchsorted(below, wanted, side="left")
-        values = found["value"].to_numpy()
-        self.edges = np.unique(values[at[at < len(values)]]).tolist()
-
-    def encode(self, raw: pl.Series) -> Shaped[np.ndarray, "rows ..."]:
-        """Bucket ids; the lowest is 3."""
-        missing = raw.is_null().to_numpy()
-        found = np.digitize(raw.fill_null(0).to_numpy(), self.edges) + FIRST
-        return np.where(missing, MISSING, found).astype(np.int32)
-
-    @property
-    def feature(self) -> Feature:
-        """Categorical."""
-        return Feature(self.name, self.source, "categorical", FIRST + len(self.edges) + 1)
-
-    def state(self) -> dict[str, Any]:
-        """The edges."""
-        return {"edges": self.edges}
-
-    def restore(self, state: dict[str, Any], vocabulary: Path) -> None:
-        """Take the edges."""
-        self.edges = state["edges"]
-
-
-def _rounded(values: pl.Series) -> pl.Series:
-    """Numbers with 13 bits of mantissa."""
-    bits = values.to_numpy().copy().view(np.int64) & ~np.int64((1 << 39) - 1)
-    return pl.Series(values.name, bits.view(np.float64)).set(values.is_null(), None)
 
 
 class Vector(Encoder):
@@ -418,16 +248,3 @@ def make_column(name: str, column: BehaviourColumn) -> Encoder:
     if column.kind == "buckets":
         return Buckets(name, source, column.column or name, column.buckets)
     return Categorical(name, source, column.column or name, column.min_count)
-
-
-GAP_SIZE = 34
-
-
-def gap_codes(time: Int[np.ndarray, " behaviours"], first: Shaped[np.ndarray, " behaviours"]) -> np.ndarray:
-    """The time since the behaviour before in powers of two of seconds: 1 for the first one of a user.
-
-    A gap of under one second is 2, of 1 to 2 seconds 3, of 2 to 4 seconds 4, and so on up to 33.
-    """
-    gap = np.diff(time, prepend=time[:1]) / SECOND
-    exponent = np.where(gap >= 1, np.floor(np.log2(np.maximum(gap, 1))) + 1, 0)
-    return np.where(first, 1, np.minimum(2 + exponent, GAP_SIZE - 1)).astype(np.int32)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from lain.formats.log.values import SECOND
+
 
 def behaviour_order(
     user: Int[np.ndarray, " behaviours"],
@@ -44,6 +46,19 @@ def earlier(
     wanted = user * base + np.searchsorted(moments, time)
     start = np.searchsorted(behaviour_user, np.arange(users))
     return np.asarray(np.searchsorted(keys, wanted) - start[user], dtype=np.int64)
+
+
+GAP_SIZE = 34
+
+
+def gap_codes(time: Int[np.ndarray, " behaviours"], first: Shaped[np.ndarray, " behaviours"]) -> np.ndarray:
+    """The time since the behaviour before in powers of two of seconds: 1 for the first one of a user.
+
+    A gap of under one second is 2, of 1 to 2 seconds 3, of 2 to 4 seconds 4, and so on up to 33.
+    """
+    gap = np.diff(time, prepend=time[:1]) / SECOND
+    exponent = np.where(gap >= 1, np.floor(np.log2(np.maximum(gap, 1))) + 1, 0)
+    return np.where(first, 1, np.minimum(2 + exponent, GAP_SIZE - 1)).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)

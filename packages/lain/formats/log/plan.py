@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from lain.formats.log.features import Encoder, make_column, make_encoder
+from lain.formats.log.encoder import Encoder
+from lain.formats.log.features import make_column, make_encoder
 from lain.formats.log.read import LogFile, find_files
 from lain.formats.log.rule import Rule, is_rule, parse_rule
 from lain.formats.log.schema import SPLITS, LogSchema, OtherLog, SideTable
@@ -15,6 +16,9 @@ from lain.formats.tables import Mistakes, Progress
 
 ALL = -1
 """Split code of what belongs to all splits."""
+
+NOWHERE = -1
+"""Home of a feature that the new log knows nothing of."""
 
 
 @dataclass(eq=False)
@@ -44,7 +48,8 @@ class Plan:
         given: Files with one history per user, each with its split.
         tables: Item and user tables.
         encoders: Every feature by name.
-        home: Number of the table that each feature's column stands in; None: the log.
+        home: Number of the table that each feature's column stands in; None: the log; in a log to be scored
+            perhaps :data:`NOWHERE`.
         columns: Every column of the behaviours by name.
         label: The label's column or rule; None: every row counts as a click.
         events: Which rows are behaviours; None: all.
@@ -175,7 +180,7 @@ def open_plan(
                 except (DataError, ConfigError) as error:
                     found.extend(error.messages)
         except DataError as error:
-            if not (isinstance(table, SideTable) and table.optional):
+            if not (isinstance(table, SideTable) and (table.optional or unlabelled)):
                 found.extend(error.messages)
         return files
 
@@ -188,16 +193,20 @@ def open_plan(
         own = schema.source.files if source.is_dir() else None
         rows = [(file, ALL) for file in opened(own)]
     past_files = opened(history.log.file, history.log, at=folder) if history.log is not None else []
-    past_files += opened(None, at=past) if past is not None else []
     given: list[tuple[LogFile, int]] = []
     if history.given is not None:
-        for name, glob in (history.given.files or {}).items():
+        for name, glob in (history.given.files or {}).items() if past is None else ():
             if name not in (*SPLITS, "all"):
                 found.append(f"history.given.files: '{name}' is not one of {', '.join(SPLITS)}, all")
                 continue
             given += [
                 (file, SPLITS.index(name) if name in SPLITS else ALL) for file in opened(glob, at=folder)
             ]
+    if past is not None:  # what history is made of comes from there
+        if history.given is not None:
+            given = [(file, ALL) for file in opened(None, at=past)]
+        else:
+            past_files = opened(None, at=past)
     tables: list[Table] = []
     absent: dict[str, list[str]] = {"item": [], "user": []}
     for kind, several in (("item", schema.items), ("user", schema.users)):
@@ -205,7 +214,7 @@ def open_plan(
             files = opened(table.file, table, at=folder)
             if files:
                 tables.append(Table(kind, table.key, files))
-            elif table.optional:
+            elif table.optional and not unlabelled:
                 absent[kind].append(table.file)
     DataError.raise_if(found)
     label = schema.columns.label
@@ -221,7 +230,7 @@ def open_plan(
         given=given,
         tables=tables,
         encoders=encoders,
-        home=_homes(encoders, tables),
+        home=_homes(encoders, tables, rows if unlabelled else []),
         columns={name: make_column(name, column) for name, column in history.columns.items()},
         label=parse_rule(label) if label is not None and is_rule(label) else label,
         events=None if history.events in ("all", "none") else parse_rule(history.events),
@@ -230,12 +239,14 @@ def open_plan(
         unlabelled=unlabelled,
         notices=notices,
     )
-    _check_columns(plan, past is not None)
+    _check_columns(plan)
     return plan
 
 
-def _homes(encoders: dict[str, Encoder], tables: list[Table]) -> dict[str, int | None]:
-    """The first table of its kind that has a feature's column; else the log."""
+def _homes(
+    encoders: dict[str, Encoder], tables: list[Table], rows: list[tuple[LogFile, int]]
+) -> dict[str, int | None]:
+    """The first table of its kind that has a feature's column; else the log, or nowhere if rows lack it."""
     homes: dict[str, int | None] = {}
     for name, encoder in encoders.items():
         there = [
@@ -244,6 +255,9 @@ def _homes(encoders: dict[str, Encoder], tables: list[Table]) -> dict[str, int |
             if table.kind == encoder.source and encoder.column in table.files[0].columns
         ]
         homes[name] = there[0] if there else None
+        lacking = any(encoder.column not in file.columns for file, _ in rows)
+        if not there and encoder.source != "context" and lacking:
+            homes[name] = NOWHERE
     return homes
 
 
@@ -255,7 +269,7 @@ def _drop_absent(
 ) -> list[str]:
     """Leave out features of tables that may be missing and are."""
     notices = []
-    homes = _homes(encoders, tables)
+    homes = _homes(encoders, tables, [])
     for kind, files in absent.items():
         gone = [
             name
@@ -272,20 +286,21 @@ def _drop_absent(
     return notices
 
 
-def _check_columns(plan: Plan, has_past: bool) -> None:
+def _check_columns(plan: Plan) -> None:
     lines: list[str] = []
     wanted = plan.log_columns()
     optional = set()
     if plan.unlabelled and plan.label is not None:
         optional = set(plan.label.columns if isinstance(plan.label, Rule) else [plan.label])
         optional |= set(plan.event_columns()) if not plan.windows else set()
+        optional -= {encoder.column for encoder in plan.in_log("context")}
     for file, _ in plan.rows:
         lines += file.require(
             [column for column in wanted if column not in optional or column in file.columns]
         )
     lines = [_with_tables(plan, line) for line in lines]
     for file in plan.past:
-        lines += file.require(plan.past_columns() if not has_past else wanted)
+        lines += file.require(plan.past_columns())
     for file, _ in plan.given:
         given = plan.schema.history.given
         assert given is not None

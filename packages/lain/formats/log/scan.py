@@ -35,7 +35,7 @@ class Scan:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.dropped: dict[str, int] = {}
-        self._row = 0
+        self._row = self._spooled = 0
         bounds = plan.schema.source.drop_times_outside
         if bounds is not None and len(bounds) != 2:
             raise ConfigError(f"source.drop_times_outside: must be [from, to], got {bounds}")
@@ -119,6 +119,8 @@ class Scan:
         found["i"] = self._ids(frame, schema.columns.item, place)
         found["y"] = self._labels(frame, place)
         found["r"] = pl.Series(np.ones(rows, bool))
+        if plan.unlabelled:  # what is to be scored has not happened yet
+            found["b"] = found["b"] & found["y"].is_not_null()
         if schema.negatives is not None:
             found["r"] = found["y"] == 1
         return self._kept(pl.DataFrame(found))
@@ -134,6 +136,10 @@ class Scan:
 
     def _kept(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows that are not to be left out."""
+        if self.plan.unlabelled and "r" in frame.columns:
+            number = np.arange(self._spooled, self._spooled + len(frame), dtype=np.int64)
+            frame = frame.with_columns(pl.Series("n", number))
+            self._spooled += len(frame)
         before = len(frame)
         options = self.plan.schema.source
         if options.drop_rows_without_ids:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,26 @@ from common.errors import DataError, describe_os_error
 from common.files import scratch_folder
 from lain.data.schema import Feature
 from lain.data.writer import SplitWriter, StoreWriter
-from lain.formats.log.features import GAP_SIZE, Categorical, gap_codes
-from lain.formats.log.fit import Fitted, Frozen, SplitRule, Spools, fit, split_rule
-from lain.formats.log.history import behaviour_order, earlier, merge_lists
+from lain.formats.log.deal import encoded
+from lain.formats.log.entries import Fitted, Frozen
+from lain.formats.log.features import Categorical
+from lain.formats.log.fit import SplitRule, Spools, fit, split_rule
+from lain.formats.log.history import GAP_SIZE
+from lain.formats.log.parts import PartHistories, Sequences
 from lain.formats.log.plan import Plan, open_plan
 from lain.formats.log.scan import SEQUENCE, Scan
 from lain.formats.log.schema import ITEM, SPLITS, USER, LogSchema
 from lain.formats.log.splits import bounds, even_edges
 from lain.formats.log.spool import Spool
 from lain.formats.log.values import SECOND
-from lain.formats.log.vocabulary import Vocabulary, mix
+from lain.formats.log.vocabulary import Vocabulary
 from lain.formats.tables import Progress
 
 PART_ROWS = 1_000_000
 """Rows and behaviours that a part holds on average."""
+
+ROWS = "rows"
+"""Name of the split of rows to be scored."""
 
 ENCODING = "encoding.json"
 """Name of the vocabulary that holds the schema and what was learned besides the ids."""
@@ -80,36 +86,6 @@ def prepare_log(
     return plan.notices
 
 
-@dataclass(eq=False)
-class _Sequences:
-    """The histories on disk, user after user, until their lengths are all known."""
-
-    folder: Path
-    columns: dict[str, np.dtype[Any]]
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self.lengths: list[Int[np.ndarray, " users"]] = []
-        self._streams = {name: self._path(name).open("wb") for name in self.columns}
-
-    def _path(self, name: str) -> Path:
-        return self.folder / str(list(self.columns).index(name))
-
-    def append(self, lengths: Int[np.ndarray, " users"], values: dict[str, np.ndarray]) -> None:
-        self.lengths.append(lengths)
-        for name, dtype in self.columns.items():
-            self._streams[name].write(np.ascontiguousarray(values[name], dtype=dtype).data)
-
-    def close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-    def pieces(self, name: str) -> Iterator[np.ndarray]:
-        with self._path(name).open("rb") as stream:
-            while block := stream.read(1 << 22):
-                yield np.frombuffer(block, dtype=self.columns[name])
-
-
 class Preparation:
     """The steps of one preparation.
 
@@ -124,8 +100,9 @@ class Preparation:
         self.plan, self.scratch, self.part_rows, self.frozen = plan, scratch, part_rows, frozen
         self.fitted: Fitted
         self.rule: SplitRule
-        self.cut = 0
-        """Given behaviours that were not before their row."""
+        self.histories: PartHistories
+        self.number: Int[np.ndarray, " rows"] = np.zeros(0, np.int64)
+        """Of rows to be scored: their places in the log."""
 
     def write(self, out: Path, name: str, notes: dict[str, Any]) -> None:
         """All steps."""
@@ -138,9 +115,10 @@ class Preparation:
         plan.mistakes.raise_all()
         if self.frozen is None and not self.fitted.behaviours:
             self._no_history()
+        self.histories = PartHistories(plan, self.fitted, self.rule)
         parts = self._deal(spools)
         self._rows_of_splits = np.zeros(3, dtype=np.int64)
-        sequences, by_time = self._histories(parts, spools)
+        sequences, by_time = self._order(parts)
         features = self._features()
         writer = StoreWriter(
             out,
@@ -161,9 +139,10 @@ class Preparation:
                 "the log has no impressions: rows without a click are items drawn at random, "
                 f"{negatives.per_click} for each click; figures on them do not compare with real ones"
             )
-        if self.cut:
+        if self.histories.cut:
             plan.notices.append(
-                f"{self.cut} given behaviours were not before the row that lists them; they were cut off"
+                f"{self.histories.cut} given behaviours were not before the row that lists them; they were "
+                "cut off"
             )
 
     def _scan(self) -> Spools:
@@ -176,6 +155,8 @@ class Preparation:
             if self.plan.given:
                 scan.given(spools.given)
         self.plan.mistakes.raise_all()
+        if self.plan.unlabelled:
+            spools.rows = _to_be_scored(spools.rows, self.scratch / "scored")
         for why, count in scan.dropped.items():
             self.plan.notices.append(f"{count} rows {why} were left out")
         return spools
@@ -183,9 +164,10 @@ class Preparation:
     def _no_history(self) -> None:
         history = self.plan.schema.history
         if history.events not in ("all", "none"):
-            raise DataError(f"{self.plan.rows[0][0].path}: no row fulfils history.events "
-                            f"'{history.events}', so no user "
-                            "would have a history")  # fmt: skip
+            raise DataError(
+                f"{self.plan.rows[0][0].path}: no row fulfils history.events '{history.events}', so no user "
+                "would have a history"
+            )
         self.plan.notices.append("no row has a history; models of histories have nothing to read here")
 
     def _fit_sequences(self, spools: Spools) -> None:
@@ -206,51 +188,23 @@ class Preparation:
         for name, spool in (("rows", spools.rows), ("past", spools.past), ("given", spools.given)):
             with parts[name] as dealt:
                 for piece in spool.pieces():
-                    frame = self._encoded(piece)
+                    frame = encoded(self.plan, self.fitted, self.rule, piece)
                     users = frame["u"].to_numpy().astype(np.int64)
                     dealt.deal(frame, users * count // len(self.fitted.users))
             spool.remove(0)
         return parts
 
-    def _encoded(self, piece: pl.DataFrame) -> pl.DataFrame:
-        plan, fitted = self.plan, self.fitted
-        found: dict[str, Any] = {"u": fitted.users.encode(piece["u"])}
-        if "i" in piece.columns:
-            found["i"] = fitted.items.encode(piece["i"])
-        for name in ("t", "b", "r"):
-            if name in piece.columns:
-                found[name] = piece[name]
-        if "y" in piece.columns:
-            found["y"] = piece["y"].fill_null(0)
-            found["s"] = self.rule.codes(piece)
-        elif "s" in piece.columns:
-            found["s"] = piece["s"]
-        for encoder in plan.in_log("context"):
-            if f"f:{encoder.name}" in piece.columns:
-                values = encoder.encode(piece[f"f:{encoder.name}"])
-                found[f"f:{encoder.name}"] = values if values.ndim == 1 else _as_arrays(values)
-        lists = "h" in piece.columns
-        for name, column in plan.columns.items():
-            if f"c:{name}" in piece.columns:
-                raw = piece[f"c:{name}"]
-                found[f"c:{name}"] = _encoded_lists(raw, column.encode) if lists else column.encode(raw)
-        if lists:
-            found["h"] = _encoded_lists(piece["h"], fitted.items.encode)
-            if "ht" in piece.columns:
-                found["ht"] = piece["ht"]
-        return pl.DataFrame(found)
-
-    def _histories(self, parts: dict[str, Spool], spools: Spools) -> tuple[_Sequences, Spool]:
+    def _order(self, parts: dict[str, Spool]) -> tuple[Sequences, Spool]:
         """Part by part: order the behaviours of every user, and find what each row has of them."""
         columns: dict[str, np.dtype[Any]] = {
             "item": np.dtype(np.int32),
             **{name: np.dtype(np.int32) for name in self.plan.columns},
         }
-        if self._has_gap:
+        if self.histories.has_gap:
             columns |= {"gap": np.dtype(np.int32)}
-        if self._has_time:
+        if self.histories.has_time:
             columns |= {"time": np.dtype(np.int64)}
-        sequences = _Sequences(self.scratch / "sequences", columns)
+        sequences = Sequences(self.scratch / "sequences", columns)
         number = parts["rows"].parts
 
         def times() -> Iterator[Int[np.ndarray, " rows"]]:
@@ -265,11 +219,8 @@ class Preparation:
         with Spool(self.scratch / "by-time", len(self._edges) + 1) as by_time:
             for part in range(number):
                 first, last = -(-part * users // number), -(-(part + 1) * users // number)
-                rows = parts["rows"].whole(part)
-                if self.plan.windows:
-                    rows = self._windows(sequences, rows, parts["given"].whole(part), first, last)
-                else:
-                    rows = self._ordered(sequences, rows, parts["past"].whole(part), first, last)
+                own, past, given = (parts[name].whole(part) for name in ("rows", "past", "given"))
+                rows = self.histories.add(sequences, own, past, given, (first, last))
                 if rows is not None:
                     self._rows_of_splits += np.bincount(rows["s"].to_numpy(), minlength=3)
                     by_time.deal(rows, np.searchsorted(self._edges, rows["t"].to_numpy(), side="right"))
@@ -277,184 +228,6 @@ class Preparation:
                     spool.remove(part)
         sequences.close()
         return sequences, by_time
-
-    @property
-    def _has_time(self) -> bool:
-        given = self.plan.schema.history.given
-        return self.plan.timed and (given is None or given.times is not None)
-
-    @property
-    def _has_gap(self) -> bool:
-        return self._has_time and self.plan.schema.history.gap
-
-    def _ordered(
-        self,
-        sequences: _Sequences,
-        rows: pl.DataFrame | None,
-        past: pl.DataFrame | None,
-        first: int,
-        last: int,
-    ) -> pl.DataFrame | None:
-        """Histories made of events."""
-        names = [f"c:{name}" for name in self.plan.columns]
-        wanted = ["u", "i", "t", *names]
-        own = rows.filter("b") if rows is not None else None
-        there = [frame.select(wanted) for frame in (own, past) if frame is not None and len(frame)]
-        users = last - first
-        if not there:
-            sequences.append(np.zeros(users, np.int64), {n: np.zeros(0) for n in sequences.columns})
-            return self._with_history(rows, None)
-        events = pl.concat(there)
-        user = events["u"].to_numpy().astype(np.int64) - first
-        item, time = events["i"].to_numpy(), events["t"].to_numpy()
-        others = [events[name].to_numpy() for name in names]
-        order = behaviour_order(user, time, self.fitted.item_hash[item], others)
-        user, time = user[order], time[order]
-        values = {"item": item[order], **{n[2:]: v[order] for n, v in zip(names, others, strict=True)}}
-        values |= self._times(time, np.append(True, user[1:] != user[:-1])[: len(user)])
-        sequences.append(np.bincount(user, minlength=users), values)
-        if rows is None:
-            return None
-        kept = rows.filter("r")
-        ends = earlier(user, time, kept["u"].to_numpy().astype(np.int64) - first, kept["t"].to_numpy(), users)
-        return self._with_history(kept, ends)
-
-    def _times(self, time: Int[np.ndarray, " n"], first: Shaped[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        if self._has_gap:
-            found["gap"] = gap_codes(time, first)
-        if self._has_time:
-            found["time"] = time // SECOND
-        return found
-
-    def _with_history(
-        self,
-        rows: pl.DataFrame | None,
-        end: Int[np.ndarray, " rows"] | None,
-        start: Int[np.ndarray, " rows"] | None = None,
-    ) -> pl.DataFrame | None:
-        """The rows to learn from with the ends of their histories; negatives are drawn here."""
-        if rows is None:
-            return None
-        if end is None:
-            rows = rows.filter("r")
-            end = np.zeros(len(rows), np.int64)
-        kept = [name for name in rows.columns if name in ("u", "i", "t", "y", "s") or name.startswith("f:")]
-        frame = rows.select(kept).with_columns(pl.Series("e", end, dtype=pl.Int64))
-        frame = frame.with_columns(pl.Series("a", np.zeros(len(frame), np.int64) if start is None else start))
-        if self.plan.schema.negatives is not None:
-            frame = self._with_negatives(frame)
-        key = mix(self.fitted.user_hash[frame["u"].to_numpy()], self.fitted.item_hash[frame["i"].to_numpy()])
-        return frame.with_columns(pl.Series("k", key), pl.Series("k2", _mixed(frame)))
-
-    def _with_negatives(self, clicks: pl.DataFrame) -> pl.DataFrame:
-        options = self.plan.schema.negatives
-        assert options is not None
-        user, item = (
-            self.fitted.user_hash[clicks["u"].to_numpy()],
-            self.fitted.item_hash[clicks["i"].to_numpy()],
-        )
-        items = self.fitted.items
-        drawn = [clicks]
-        for number in range(options.per_click):
-            seed = np.full(len(clicks), options.seed * 1_000_003 + number)
-            chosen = mix(user, item, clicks["t"].to_numpy(), seed) % np.uint64(max(len(items) - 1, 1))
-            other = chosen.astype(np.int32) + items.first
-            other += other >= clicks["i"].to_numpy()  # never the clicked item itself
-            drawn.append(clicks.with_columns(pl.Series("i", np.minimum(other, items.size - 1)),
-                                             pl.lit(0, pl.UInt8).alias("y")))  # fmt: skip
-        return pl.concat(drawn)
-
-    def _windows(
-        self,
-        sequences: _Sequences,
-        rows: pl.DataFrame | None,
-        given: pl.DataFrame | None,
-        first: int,
-        last: int,
-    ) -> pl.DataFrame | None:
-        """Histories given as lists, in the rows or one per user and split."""
-        names = [f"c:{name}" for name in self.plan.columns]
-        source = given if self.plan.given else rows
-        users = last - first
-        starts = np.zeros(0 if source is None else len(source), np.int64)
-        values: dict[str, list[np.ndarray]] = {name: [] for name in sequences.columns}
-        lengths = np.zeros(users, np.int64)
-        if source is not None:
-            user = source["u"].to_numpy().astype(np.int64) - first
-            when = source["t"].to_numpy() if "t" in source.columns else source["s"].to_numpy()
-            order = np.lexsort((np.arange(len(user)), when, user))
-            edges = np.flatnonzero(np.append(True, user[order][1:] != user[order][:-1])[: len(order)])
-            flat, offset = _flat(source, ["h", *names, *(["ht"] if "ht" in source.columns else [])])
-            key = mix(*(flat[name] for name in ("h", *names)))
-            for begin, stop in zip(edges, [*edges[1:], len(order)], strict=True):
-                chosen = order[begin:stop]
-                merged = merge_lists([key[offset[r] : offset[r + 1]] for r in chosen])
-                starts[chosen] = merged.start
-                place = offset[chosen[merged.owner]] + merged.place if len(merged.owner) else merged.place
-                lengths[user[chosen[0]]] = len(place)
-                values["item"].append(flat["h"][place])
-                for name in names:
-                    values[name[2:]].append(flat[name][place])
-                if self._has_time:
-                    time = flat["ht"][place]
-                    for name, column in self._times(time, np.arange(len(time)) == 0).items():
-                        values[name].append(column)
-        sequences.append(lengths, {n: np.concatenate(v) if v else np.zeros(0) for n, v in values.items()})
-        if rows is None:
-            return None
-        if not self.plan.given:
-            end = starts + rows["h"].list.len().to_numpy()
-            if self._has_time:
-                end = self._before(rows, starts, rows["h"].list.len().to_numpy().astype(np.int64),
-                                   np.arange(len(rows)), rows)  # fmt: skip
-            return self._with_history(rows, end, starts)
-        return self._given_rows(rows, given, starts, lengths)
-
-    def _given_rows(
-        self,
-        rows: pl.DataFrame,
-        given: pl.DataFrame | None,
-        starts: Int[np.ndarray, " lists"],
-        lengths: Int[np.ndarray, " users"],
-    ) -> pl.DataFrame | None:
-        """Rows with the history of their user in their split."""
-        if given is None:
-            return self._with_history(rows, np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
-        known = {(int(u), int(s)): place for place, (u, s) in enumerate(given.select("u", "s").iter_rows())}
-        owner = np.array(
-            [known.get((u, s), known.get((u, -1), -1)) for u, s in rows.select("u", "s").iter_rows()],
-            np.int64,
-        )
-        length = given["h"].list.len().to_numpy().astype(np.int64)
-        if self.rule.train_until is not None or self.rule.random_valid:  # valid is a part of train
-            made = (owner < 0) & (rows["s"].to_numpy() == 1)
-            owner[made] = [known.get((u, 0), -1) for u in rows["u"].to_numpy()[made]]
-        there = owner >= 0
-        start = np.where(there, starts[owner], 0)
-        size = np.where(there, length[owner], 0)
-        end = self._before(rows, start, size, owner, given) if self._has_time else start + size
-        return self._with_history(rows, end, start)
-
-    def _before(
-        self,
-        rows: pl.DataFrame,
-        start: Int[np.ndarray, " rows"],
-        size: Int[np.ndarray, " rows"],
-        owner: Int[np.ndarray, " rows"],
-        lists: pl.DataFrame,
-    ) -> Int[np.ndarray, " rows"]:
-        """End of each row's window, without behaviours at or after the row."""
-        flat, offset = _flat(lists, ["ht"])
-        moments = rows["t"].to_numpy()
-        count = size.copy()
-        last = np.where(size > 0, flat["ht"][np.minimum(offset[owner] + size - 1, len(flat["ht"]) - 1)]
-                        if len(flat["ht"]) else 0, 0)  # fmt: skip
-        for row in np.flatnonzero((size > 0) & (last >= moments)):
-            begin = offset[owner[row]]
-            count[row] = np.searchsorted(flat["ht"][begin : begin + size[row]], moments[row])
-        self.cut += int((size - count).sum())
-        return np.asarray(start + count)
 
     def _features(self) -> list[Feature]:
         plan, fitted = self.plan, self.fitted
@@ -468,8 +241,8 @@ class Preparation:
         if plan.timed:
             found.append(Feature("time", "context", "time", 0))
         found += [encoder.feature for encoder in plan.columns.values()]
-        found += [Feature("gap", "behaviour", "categorical", GAP_SIZE)] if self._has_gap else []
-        found += [Feature("time", "behaviour", "time", 0)] if self._has_time else []
+        found += [Feature("gap", "behaviour", "categorical", GAP_SIZE)] if self.histories.has_gap else []
+        found += [Feature("time", "behaviour", "time", 0)] if self.histories.has_time else []
         return found
 
     def _write_tables(self, store: StoreWriter) -> None:
@@ -493,7 +266,7 @@ class Preparation:
         nothing = encoder.encode(pl.Series([None], dtype=encoder.raw_type))
         return np.repeat(nothing, size, axis=0)
 
-    def _write_sequences(self, store: StoreWriter, sequences: _Sequences) -> None:
+    def _write_sequences(self, store: StoreWriter, sequences: Sequences) -> None:
         items = store.history_values(np.concatenate(sequences.lengths))
         for piece in sequences.pieces("item"):
             items.append(piece)
@@ -506,7 +279,9 @@ class Preparation:
     def _write_rows(self, store: StoreWriter, by_time: Spool) -> None:
         counts = self._rows_of_splits
         splits: dict[int, SplitWriter] = {
-            code: store.split(name, int(counts[code])) for code, name in enumerate(SPLITS) if counts[code]
+            code: store.split(ROWS if self.plan.unlabelled else name, int(counts[code]))
+            for code, name in enumerate(SPLITS)
+            if counts[code]
         }
         names = [encoder.name for encoder in self.plan.in_log("context")]
         for part in range(by_time.parts):
@@ -532,6 +307,8 @@ class Preparation:
                     context=context,
                     start=start if self.plan.windows else None,
                 )
+            if self.plan.unlabelled:
+                self.number = np.concatenate([self.number, frame["n"].to_numpy()])
             by_time.remove(part)
 
     def _write_vocabularies(self, store: StoreWriter) -> None:
@@ -559,44 +336,12 @@ class Preparation:
         )
 
 
-def _encoded_lists(lists: pl.Series, encode: Any) -> pl.Series:
-    """Lists with every entry encoded."""
-    flat = encode(lists.explode(empty_as_null=False, keep_nulls=False))
-    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return _as_lists(flat, offsets)
-
-
-def _mixed(frame: pl.DataFrame) -> Shaped[np.ndarray, " rows"]:
-    """64 bits of each row's features, which put rows that are otherwise alike into an order."""
-    columns: list[np.ndarray] = [np.zeros(len(frame), np.int64)]
-    for name in frame.columns:
-        if name.startswith("f:"):
-            values = frame[name].to_numpy()
-            bits = np.ascontiguousarray(values).view(np.int32) if values.dtype.kind == "f" else values
-            columns += list(bits.reshape(len(frame), -1).T)
-    return mix(*columns)
-
-
-def _as_arrays(values: Shaped[np.ndarray, "rows width"]) -> pl.Series:
-    """Rows of equal length."""
-    inner = pl.Float32 if values.dtype == np.float32 else pl.Int32
-    return pl.Series(values, dtype=pl.Array(inner, values.shape[1]))
-
-
-def _as_lists(flat: np.ndarray, offsets: Int[np.ndarray, " edges"]) -> pl.Series:
-    import pyarrow as pa
-
-    array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
-    found = pl.from_arrow(array)
-    assert isinstance(found, pl.Series)
-    return found
-
-
-def _flat(
-    frame: pl.DataFrame, names: list[str]
-) -> tuple[dict[str, Shaped[np.ndarray, " entries"]], Int[np.ndarray, " edges"]]:
-    """Entries of list columns one behind the other, and where each row's begin."""
-    lengths = frame[names[0]].list.len().fill_null(0).to_numpy().astype(np.int64)
-    flat = {name: frame[name].explode(empty_as_null=False, keep_nulls=False).to_numpy() for name in names}
-    return flat, np.concatenate([[0], np.cumsum(lengths)])
+def _to_be_scored(rows: Spool, folder: Path) -> Spool:
+    """The rows with those marked that are to be scored: the unlabelled ones, or all where there are none."""
+    lacking = any(piece["y"].null_count() for piece in rows.pieces())
+    marked = Spool(folder)
+    with marked:
+        for piece in rows.pieces():
+            marked.write(piece.with_columns(r=pl.col("y").is_null()) if lacking else piece)
+    rows.remove(0)
+    return marked

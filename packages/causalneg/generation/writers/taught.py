@@ -1,7 +1,5 @@
 """Teach a small language model the embedded world, so that the world has a writer with a manner of its own.
 
-    python -m causalneg.generation.world_lm DATA MINED OUT [--minutes 20] [--device cpu]
-
 The rules write analyses, negatives and rewritten passages for the training questions of the world DATA, with
 the mined set MINED as candidates; a Qwen3 of about 11 M parameters learns these conversations from scratch,
 word for word as ``causalneg generate`` will hold them. It begins with what is easy: repeating and rewriting
@@ -10,7 +8,8 @@ model. Its chat template leaves the system message out, which never changes and 
 
 OUT is a model folder for the backends ``transformers`` and ``vllm``, with world-lm.json: settings, tokens
 seen, time, and the loss on held-out conversations. Training stops when the time is up; 20 minutes on 2 cores.
-Killed and called again, it goes on from what it kept last, a few minutes before.
+Killed and called again, it goes on from what it kept last, a few minutes before. The command is
+``causalneg teach DATA MINED OUT``.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import click
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from causalneg.commands import find_world
 from causalneg.data import read_dataset, read_examples
 from causalneg.data.schema import Analysis, Negative, Passage
-from causalneg.generation.backends import make_writer
-from causalneg.generation.pipeline import pairs_from
-from causalneg.generation.writers.base import Failure, Pair, Writer
+from causalneg.generation.driver import pairs_from
+from causalneg.generation.jobs import Job
+from causalneg.generation.writers.base import Pair, Writer
 from causalneg.generation.writers.prompts import Draft, Drafts, Limits, Order, Prompts, Rewritten
+from causalneg.generation.writers.rules import RulesWriter
 from causalneg.llm.chat import Message
 from causalneg.llm.tiny_model import SPECIAL, make_model, save, train_tokenizer
-from common.cli import run_command
+from causalneg.text.corpus import Corpus
+from causalneg.world import find_world
 from common.errors import ConfigError, DataError
 from common.files import atomic_folder, atomic_write
 
@@ -68,6 +67,9 @@ LIMITS = Limits(
 """How it is asked, in lessons and afterwards: for little, since every token costs a small machine time."""
 
 CONTEXT = 4096
+"""Tokens of its longest conversation."""
+
+T = TypeVar("T")
 _PROMPT_WEIGHT = 0.2  # of a token that it need not write
 _EASY_SHARE = 0.3  # of the time, for repeating passages and rewriting them
 _SHORT = 300  # tokens of a conversation that counts as easy
@@ -180,19 +182,29 @@ def conversations(prompts: Prompts, writer: Writer, pairs: Sequence[Pair]) -> It
         writer: The rules.
         pairs: Training questions.
     """
-    analyses = writer.analyse(pairs)
-    good = [(p, a) for p, a in zip(pairs, analyses, strict=True) if isinstance(a, Analysis)]
-    written = writer.write([p for p, _ in good], [a for _, a in good])
-    for (pair, analysis), negatives in zip(good, written, strict=True):
-        if isinstance(negatives, Failure) or not negatives:
+    for pair in pairs:
+        written = _result(writer.write(pair))
+        if written.analysis is None or not written.negatives:
             continue
-        found = negatives_conversation(prompts, pair, shortened(analysis, negatives), negatives)
+        short = shortened(written.analysis, written.negatives)
+        found = negatives_conversation(prompts, pair, short, written.negatives)
         if found is not None:
             yield found
-    for pair, said in zip(pairs, writer.rewrite([p.positive for p in pairs]), strict=True):
-        if isinstance(said, Passage) and said.text is not None:
-            answer = _compact(Rewritten(text=said.text).model_dump())
+    for pair in pairs:
+        passage = _result(writer.rewrite(pair.positive))
+        if isinstance(passage, Passage) and passage.text is not None:
+            answer = _compact(Rewritten(text=passage.text).model_dump())
             yield [*prompts.rewrite(pair.positive.text), Message("assistant", answer)]
+
+
+def _result(job: Job[T]) -> T:
+    """What a job without calls finds."""
+    try:
+        next(job)
+    except StopIteration as stop:
+        found: T = stop.value
+        return found
+    raise ValueError("the model learns from rules, which ask nobody")
 
 
 def repetition(text: str) -> list[Message]:
@@ -391,7 +403,7 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     dataset = read_dataset(data, splits=[])
     pairs = pairs_from(read_examples(mined), dataset, candidates=CANDIDATES)
     prompts = Prompts(limits=LIMITS)
-    writer = make_writer("rules", dataset, world=world, artifact=lesson.artifact, seed=lesson.seed)
+    writer = RulesWriter(corpus=Corpus.of(dataset), world=world, artifact=lesson.artifact, seed=lesson.seed)
     found = list(conversations(prompts, writer, pairs))
     random.Random(lesson.seed).shuffle(found)
     texts = [m.content for messages in found for m in messages if m.role != "system"]
@@ -428,29 +440,3 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
         atomic_write(folder / "world-lm.json", json.dumps(facts, indent=1) + "\n")
     state.unlink(missing_ok=True)
     return facts
-
-
-@click.command(help=__doc__)
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("mined", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--minutes", default=Lesson.minutes, show_default=True, help="Time to train.")
-@click.option("--device", default=Lesson.device, show_default=True, help="Where to train.")
-@click.option("--tokens", default=Lesson.tokens, show_default=True, help="Tokens in a batch.")
-@click.option("--rate", default=Lesson.rate, show_default=True, help="Highest learning rate.")
-@click.option(
-    "--artifact",
-    default=Lesson.artifact,
-    show_default=True,
-    help="Strength of the simulated writer's manner.",
-)
-@click.option("--seed", default=Lesson.seed, show_default=True, help="Of weights and order.")
-def main(data: Path, mined: Path, out: Path, **options: Any) -> None:
-    """Teach a small language model the world."""
-    facts = teach(data, mined, out, Lesson(**options))
-    click.echo(json.dumps(facts, indent=1))
-    click.echo(out)
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(standalone_mode=False))
