@@ -61,10 +61,17 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER, required=False)
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
+@click.option("--download", is_flag=True, help="Fetch a public data set into SOURCE first.")
 @click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress lines.")
 def prepare(
-    format: str, source: Path, out: Path | None, schema: Path | None, propose: bool, quiet: bool
+    format: str,
+    source: Path,
+    out: Path | None,
+    schema: Path | None,
+    download: bool,
+    propose: bool,
+    quiet: bool,
 ) -> None:
     r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
 
@@ -75,9 +82,13 @@ def prepare(
     kuairand   val/test.parquet, user_sequences, item_features, user_features
     movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
 
+    and, without a schema, the public logs ebnerd, ebnerd-week, mind, kuairand-raw, taobao-user-behavior,
+    taobao-ad, taobao-ad-x1, movielens-1m, kuaivideo-x1, microvideo-x1.
+
     Everything streams: memory does not grow with the number of rows. What looks like a leak is reported.
     """
     from lain.formats import prepare as prepare_format
+    from lain.formats.download import download as fetch
     from lain.formats.log.propose import propose as propose_schema
 
     if propose:
@@ -87,6 +98,8 @@ def prepare(
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    if download:
+        fetch(format, source)
     prepare_format(format, source, out, schema=schema, progress=not quiet)
     click.echo(out)
 
@@ -144,7 +157,11 @@ def evaluate(run: Path, split: str) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.argument("data", type=FOLDER)
+@click.argument("data", metavar="LOG|DATA", type=click.Path(path_type=Path))
+@click.argument("target", metavar="[OUT]", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--history", type=click.Path(path_type=Path), help="Log of earlier events that histories are made of."
+)
 @click.option("--split", default="test", show_default=True, help="Split of DATA to score.")
 @click.option(
     "--out",
@@ -152,17 +169,50 @@ def evaluate(run: Path, split: str) -> None:
     help="File to write; in predictions/ of RUN by default.",
 )
 @click.option("--same-encoding", is_flag=True, help="The ids of DATA are those RUN was trained on.")
-def predict(run: Path, data: Path, split: str, out: Path | None, same_encoding: bool) -> None:
-    """Score the rows of another prepared data set DATA with a trained RUN, whose own data are not needed.
+@click.option("--quiet", is_flag=True, help="No progress lines.")
+def predict(
+    run: Path,
+    data: Path,
+    target: Path | None,
+    history: Path | None,
+    split: str,
+    out: Path | None,
+    same_encoding: bool,
+    quiet: bool,
+) -> None:
+    """Score new rows with a trained RUN, whose own data are not needed.
 
-    DATA must have the features RUN was trained on, and its ids must stand for the same things: its
-    vocabularies show it, or --same-encoding says it. The last line printed is the parquet file: columns
-    user, item, length, label, score.
+    LOG is CSV, TSV or Parquet with the columns of the log that RUN was trained on; labels are not needed.
+    Histories are made of --history, and of the labelled rows of LOG where others have no label. New items,
+    users and categories count as unknown. Columns of the result, in the order of the log: user, item (as
+    they stand there), length, score.
+
+    DATA is another prepared data set. It must have the features RUN was trained on, and its ids must stand
+    for the same things: its vocabularies show it, or --same-encoding says it. Columns: user, item, length,
+    label, score. The last line printed is the Parquet file.
     """
     from lain.evaluation.predictions import predict as score
+    from lain.evaluation.score_log import score_log
     from lain.training.run import check_encoding, load_model, open_data
 
+    out = target or out
     config, model, record = load_model(run)
+    if not (data / "dataset.json").is_file() and (run / "encoding").is_dir():
+        if out is None:
+            raise click.UsageError("Missing argument 'OUT'.")
+        notices = score_log(
+            model,
+            run,
+            data,
+            out,
+            open_rows=lambda rows: open_data(config, rows),
+            history=history,
+            progress=not quiet,
+        )
+        for notice in notices:
+            report(f"note: {notice}")
+        click.echo(out)
+        return
     other = open_data(config, data)
     check_encoding(run, record, other.store, same=same_encoding)
     out = out or run / "predictions" / f"{data.resolve().name}-{split}.parquet"

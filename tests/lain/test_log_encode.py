@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from common.errors import DataError
+from lain.cli import main
 from lain.data.store import Store
 from lain.formats.log import load_schema, prepare_log
 from lain.formats.log.encode import EncodedRows, encode_rows, keep_encoding
@@ -145,6 +148,45 @@ def test_what_is_new_is_unknown(tmp_path: Path) -> None:
     assert old["item"]["item"] > 2
     assert old["item"]["image"] == [0.5, -1.0]
     assert old["user"]["age"][1] == 0
+
+
+def test_a_run_scores_a_log_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlabelled rows, the data and their folder gone, from another directory; equal to the test scores."""
+    data, log = make(tmp_path / "work")
+    store = Store.open(data)
+    first = int(store.split("test").context["time"].min())
+    quiet = log.with_columns(
+        pl.when(pl.col("when") >= first).then(0).otherwise(pl.col("clicked")).alias("clicked")
+    )
+    quiet.write_csv(tmp_path / "work" / "log.csv")
+    schema = load_schema(tmp_path / "work" / "log.yaml")
+    prepare_log(tmp_path / "work" / "log.csv", data, schema, Progress(False))
+    (tmp_path / "train.yaml").write_text(
+        f"data: {data}\nout: {tmp_path / 'runs'}\nhistory: {{columns: [place, gap]}}\n"
+    )
+    run = CliRunner()
+    settings = ["fit.epochs=1", "fit.accelerator=cpu", "tracking.wandb=disabled", "fit.progress=false"]
+    trained = run.invoke(main, ["train", str(tmp_path / "train.yaml"), *settings])
+    assert trained.exit_code == 0, trained.output
+    folder = Path(trained.stdout.splitlines()[-1])
+    own = pl.read_parquet(folder / "predictions" / "test.parquet")
+    times = np.asarray(Store.open(data).split("test").context["time"])
+    wanted = own.with_columns(when=pl.Series(times)).sort("when")
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    log.filter(pl.col("when") >= first).drop("clicked").write_csv("rows.csv")
+    log.filter(pl.col("when") < first).write_csv("past.csv")
+    result = run.invoke(main, ["predict", str(folder), "rows.csv", "scores.parquet", "--history", "past.csv"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "scores.parquet\n"
+    found = pl.read_parquet("scores.parquet")
+    assert (
+        found["user"].to_list() == log.filter(pl.col("when") >= first)["who"].to_list()
+    )  # rows are in time order
+    np.testing.assert_allclose(found["score"], wanted["score"], rtol=0, atol=1e-7)
+    assert found["length"].to_list() == wanted["length"].to_list()
+    assert sorted(entry.name for entry in Path().iterdir()) == ["past.csv", "rows.csv", "scores.parquet"]
 
 
 def test_other_data_have_no_encoding(tmp_path: Path) -> None:

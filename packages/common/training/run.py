@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import sys
@@ -253,8 +252,10 @@ def train(task: Task, folder: Path | None = None, *, replace: bool = False) -> R
 
 
 def _rank() -> int:
-    """Number of this process among those that train together; Lightning starts the others with these set."""
-    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if n in os.environ), 0)
+    """Number of this process among those that train together."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def _not_finite(config: Mapping[str, Any]) -> list[str]:

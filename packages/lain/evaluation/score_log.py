@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,13 @@ def score_log(
     source: Path,
     out: Path,
     *,
-    max_length: int,
-    batch_size: int,
+    open_rows: Callable[[Path], CTRData],
     history: Path | None = None,
-    columns: tuple[str, ...] = (),
     progress: bool = False,
 ) -> list[str]:
     """Score the rows of a log with a trained model, and write them in the order of the log.
 
-    The file has the columns ``user`` and ``item`` (raw ids, as text), ``length`` (of the history), ``score``;
+    The file has columns ``user`` and ``item`` (raw ids, as text), ``length`` of the history and ``score``;
     a row that shows several items becomes several.
 
     Args:
@@ -39,10 +38,8 @@ def score_log(
         encoding: The run that it is from, or the prepared data set that it was trained on.
         source: The log: a file, a folder or a pattern.
         out: The Parquet file to write.
-        max_length: Behaviours of a history that are kept, counted from its end.
-        batch_size: Rows per step.
+        open_rows: Opens a prepared data set as the model reads it.
         history: A log of earlier events that histories are made of.
-        columns: Columns of the behaviours that the model reads.
         progress: Whether to say on standard error how far reading is.
 
     Returns:
@@ -56,13 +53,7 @@ def score_log(
         rows = encode_rows(
             encoding, source, Path(folder) / ROWS, history=history, progress=Progress(progress)
         )
-        data = CTRData(
-            rows.path,
-            max_length=max_length,
-            batch_size=batch_size,
-            eval_batch_size=batch_size,
-            columns=columns,
-        )
+        data = open_rows(rows.path)
         found = predict(model, data.eval_loader(ROWS), data.store.split(ROWS))
         order = np.argsort(rows.number)
         table = pl.DataFrame({

@@ -20,6 +20,7 @@ from common.training.run import Measured, Task, Training, check_inputs, train
 from common.training.run import load_run as load_any_run
 from lain.data.schema import Feature
 from lain.data.store import Store
+from lain.formats.log.encode import keep_encoding
 from lain.model import CTRModel
 from lain.training.build import ADAM_MOMENTS, build_model, largest_sizes
 from lain.training.config import RENAMED, TrainConfig
@@ -72,6 +73,7 @@ class CTRTask(Task):
         self._built = model, data
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _save_features(data.store, run_dir)
+        keep_encoding(data.store, run_dir)
         return Training(CTRModule(model, config.train, config.buckets), data, parameters)
 
     def evaluate(self, run_dir: Path) -> Measured:
