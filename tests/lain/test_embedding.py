@@ -143,9 +143,8 @@ class TestNames:
     @staticmethod
     def patched(name: str) -> bool:
         """Whether another library has put the attribute into torch's class, as transformers does."""
-        return not getattr(getattr(nn.ModuleDict, name, None), "__module__", "torch").startswith(
-            ("torch", "builtins")
-        )
+        home = getattr(getattr(nn.ModuleDict, name, None), "__module__", None) or "torch"
+        return not home.startswith(("torch", "builtins"))
 
     def test_every_attribute_of_torch(self) -> None:
         there = nn.ModuleDict()
