@@ -128,10 +128,10 @@ def test_a_model_that_the_study_teaches_writes_a_set(tmp_path: Path) -> None:
     lesson = json.loads((out / "world-lm" / "world-lm.json").read_text())
     assert lesson["lesson"]["minutes"] == 0.1
     assert not list(out.glob(".world-lm.*.state"))
-    journal = (out / "sets" / "model.journal").read_text()
+    journal = (out / "sets" / "model.journal").read_bytes()
     again = reproduce(study, "--out", out)
     assert again.stdout == done.stdout
-    assert (out / "sets" / "model.journal").read_text() == journal
+    assert (out / "sets" / "model.journal").read_bytes() == journal
     study.write_text(text.replace("batch: 12}", "batch: 12, engine: nowhere}"))
     wrong = reproduce(study, "--out", out)
     assert wrong.returncode == 2

@@ -998,3 +998,39 @@ def test_twelve_million_rows_fit_in_four_gigabytes(tmp_path: Path, repo: Path) -
     assert store.splits["train"] == rows
     kilobytes = int(done.stdout)
     assert kilobytes < 4 * 1024**2
+
+
+def test_hashed_categories_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They make a table of two thousand million rows, which training would refuse."""
+    frames = reczoo_frames()
+    frames["item_info"]["cate_id"] = [0, *(2_000_000_000 - n for n in range(1, 9))]
+    source = reczoo_folder(tmp_path / "source", frames, SCHEMA.replace("size: 9, ", ""))
+    prepare("reczoo", source, tmp_path / "out")
+    line = "note: feature 'cate': ids up to 1,999,999,999 for at most 9 different values make a table of"
+    assert line in capsys.readouterr().err
+
+
+def test_a_history_that_holds_the_target_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clicked rows whose seq_len is one too large: their target is the last behaviour."""
+    for leak in (True, False):
+        frames = reczoo_frames()
+        sequences = [np.arange(n, n + 60) % 8 + 1 for n in range(5)]
+        frames["user_info"]["full_item_seq"] = pd.Series(sequences)
+        rng, rows = np.random.default_rng(0), 200
+        user, length, click = (
+            rng.integers(5, size=rows),
+            rng.integers(50, size=rows),
+            rng.integers(2, size=rows),
+        )
+        item = [
+            int(sequences[u][n]) if y else int(rng.integers(1, 9))
+            for u, n, y in zip(user, length, click, strict=True)
+        ]
+        frames["train"] = (
+            pd.concat([frames["train"]] * 10)
+            .iloc[:rows]
+            .assign(user_index=user, item_index=item, seq_len=length + leak * click, is_click=click)
+        )
+        prepare("reczoo", reczoo_folder(tmp_path / "source", frames), tmp_path / "out")
+        said = "train: in 100% of the clicks the last behaviour of the history is the target itself"
+        assert (said in capsys.readouterr().err) == leak

@@ -18,7 +18,7 @@ from lain.data.store import Store
 from lain.heads import HEADS
 from lain.length import LengthConfig
 from lain.model import CTRModel
-from lain.ops.linear import span_linear, take
+from lain.ops.linear import span_linear
 from lain.ops.products import span_dot, span_scatter, span_sum
 from lain.ops.recurrence import GRU, PackedSpans
 from lain.ops.softmax import span_softmax
@@ -98,7 +98,14 @@ def test_spans() -> None:
         start, behind = (query @ weight.T)[:, 0], (table @ product.T)[:2, 0]
         layer = span_linear(query[:, 0], table[:, 0], spans, weight, product, start, behind)
         kept = spans.top(share[:, 0], 2)
-        numbers = [share, mixed, back, layer, take(layer, kept.index), take(table[:, 0], spans.tail(2).index)]
+        numbers = [
+            share,
+            mixed,
+            back,
+            layer,
+            layer.index_select(0, kept.index),
+            table[:, 0].index_select(0, spans.tail(2).index),
+        ]
         whole = torch.cat([x.flatten() for x in numbers])
         factors = torch.linspace(0.5, 1.5, len(whole), dtype=whole.dtype, device=device)
         gradients = torch.autograd.grad((whole * factors).sum(), [query, table, weight, product])

@@ -324,3 +324,19 @@ def test_given_histories_that_reach_past_the_row_are_cut_and_said(tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "60 given behaviours were not before the row" in result.stderr
     assert (Store.open(tmp_path / "made" / "out").split("train").length == 2).all()
+
+
+def test_a_mistake_inside_a_list_has_the_row_of_the_list(tmp_path: Path) -> None:
+    schema = LEAK.replace('separator: " "', 'separator: " ", times: when')
+    header = "user,item,time,click,past,when"
+    rows = [
+        f"u{n % 5},i{n % 7},{1_700_000_000 + n},{n % 3 % 2},a b,{1_699_999_000 + n} {1_699_999_100 + n}"
+        for n in range(60)
+    ]
+    good = rows[31]
+    rows[31] = good.replace(" 1699999131", " soon")
+    found = refused(tmp_path, "\n".join([header, *rows]), schema)
+    assert found.startswith("log.csv: column 'when', row 31: 'soon' is not a time")
+    rows[31] = good.replace(" 1699999131", "")
+    found = refused(tmp_path / "b", "\n".join([header, *rows]), schema)
+    assert found == "log.csv: column 'when', row 31: 1 entries for 2 behaviours in 'past'"

@@ -189,7 +189,7 @@ class Component(Generic[T_co]):
         if not isinstance(other, Component):
             return NotImplemented
         mine, its = (self.registry, self.name), (other.registry, other.name)
-        return mine == its and self.options == other.options
+        return mine == its and _as_lists(self.options) == _as_lists(other.options)
 
     def __hash__(self) -> int:
         """The hash of its name."""
@@ -199,3 +199,10 @@ class Component(Generic[T_co]):
         """``BACKBONES.component('twin', top_k=20)``, in effect."""
         given = "".join(f", {key}={value!r}" for key, value in self._given.items())
         return f"<{self.registry.kind} {self.name}{given}>"
+
+
+def _as_lists(value: Any) -> Any:
+    """A value with lists for tuples, as YAML gives it back."""
+    if isinstance(value, Mapping):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value

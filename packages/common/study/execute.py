@@ -23,6 +23,7 @@ from common.files import atomic_write
 from common.report.tables import format_seconds
 from common.study.plan import RunSpec
 from common.training.record import Record
+from common.training.run import CONFIG_FILE, RECORD_FILE
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,23 @@ def _hash_of(folder: Path) -> str | None:
 
 
 def _prepare(spec: RunSpec, folder: Path) -> None:
-    """Leave a half-done run of the same settings to be resumed; clear away one of other settings."""
-    if folder.exists() and _hash_of(folder) != spec.hash:
+    """Leave a half-done run of the same settings to be resumed; clear away any other."""
+    if folder.exists() and (_hash_of(folder) != spec.hash or _is_damaged(folder)):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
     atomic_write(folder / "study.json", json.dumps({"hash": spec.hash, **vars(spec)}, indent=1, default=str))
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether a folder holds a run that nothing says what it is of, so that it could only be refused."""
+    if not (folder / CONFIG_FILE).exists():
+        return False
+    try:
+        Record.load(folder / RECORD_FILE)
+    except DataError:
+        return True
+    return False
 
 
 def _die_with_parent() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lain.backbones.base import Backbone, Interests, Memory, positive
 from lain.layers.attention import AttentionRecord, Start, start_projection
 from lain.length import LengthState, conditioned_logits
-from lain.ops.linear import take
 from lain.ops.recurrence import GRU, PackedSpans
 from lain.ops.softmax import span_softmax_with
 from lain.ops.spans import Spans
@@ -99,7 +98,7 @@ class DIEN(Backbone):
         first = read.offsets[:-1, None] + torch.arange(count, device=target.device)  # pairs that are prompts
         real = torch.ones_like(read.index, dtype=torch.bool).index_fill_(0, first.flatten(), False)
         spans = read.select(real) if count else read
-        of_prompts = take(states, read.index[first.flatten()]).view(*first.shape, self.width)
+        of_prompts = states.index_select(0, read.index[first.flatten()]).view(*first.shape, self.width)
         logits, prompt_logits = conditioned_logits(
             length,
             "long",

@@ -131,7 +131,8 @@ class _Scan(torch.autograd.Function):
         g for step t - 1 = g o (1 - v) + U' dz
 
     Kept are u, r, c, z_c and the states of all steps. Automatic differentiation would keep a dozen small
-    nodes a step; this keeps two arrays in all. Every step is written into what is allocated once.
+    nodes a step, and takes 6.7 times as long (64 samples of 205 items, width 64, one thread: 607 ms against
+    90); this keeps two arrays in all. Every step is written into what is allocated once.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Leaks that show in a prepared data set, reported and never in the way.
 
-What is looked for: the target standing last in the history of its own click, and a feature that alone tells
-clicks from the rest.
+What is looked for: the target standing last in the history of its own click, a feature that alone tells
+clicks from the rest, and ids so sparse that their tables hold nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from jaxtyping import Float, Int, Shaped
 from lain.data.store import Split, Store
 
 ROWS_LOOKED_AT = 200_000
+SPARSE_IDS = 1_000_000
+"""Tables with fewer rows than this do no harm."""
+
 TELLING_AUC = 0.97
 """A feature that alone reaches this AUC is hardly known before the click."""
 
@@ -34,6 +37,24 @@ def leaks(path: Path) -> list[str]:
             found.append(line)
     if "train" in store.splits:
         found += _telling_features(store)
+    return [*found, *_sparse_ids(store)]
+
+
+def _sparse_ids(store: Store) -> list[str]:
+    """Features whose ids are far more than the values there can be: hashes, which make tables of nothing."""
+    found = []
+    for feature in store.features:
+        rows = {"item": store.num_items, "user": store.num_users}.get(
+            feature.source, sum(store.splits.values())
+        )
+        values = rows * feature.width
+        if feature.size > SPARSE_IDS and feature.size > 20 * values:
+            found.append(
+                f"feature '{feature.name}': ids up to {feature.size - 1:,} for at most {values:,} different "
+                "values "
+                f"make a table of {feature.size:,} rows; number the values from 1 on (`lain prepare log` "
+                "does)"
+            )
     return found
 
 

@@ -199,8 +199,13 @@ def _features(roles: dict[str, str], seen: dict[str, _Seen], tables: list[LogFil
         if kind is None:
             lines.append(f"  # {table.path.name} has neither {roles['item']} nor {roles['user']}: not used")
             continue
-        sides[kind].append(f"  - {{file: {_plain(table.path.name)}, key: {_plain(key)}}}")
         _, sample = _sample(table)
+        if sample[key].is_duplicated().any():
+            lines.append(
+                f"  # {table.path.name}: has a {key} more than once, so it is no table of {kind}: not used"
+            )
+            continue
+        sides[kind].append(f"  - {{file: {_plain(table.path.name)}, key: {_plain(key)}}}")
         for name in sample.columns:
             if name != key:
                 lines.append(_feature(name, _look(name, sample[name]), f"source: {kind[:-1]}, "))

@@ -15,7 +15,7 @@ from lain.formats.log.plan import Plan, past_ids
 from lain.formats.log.rule import Rule
 from lain.formats.log.schema import SPLITS
 from lain.formats.log.spool import Spool
-from lain.formats.log.values import Place, labels, lists, numbers, regroup, required, texts
+from lain.formats.log.values import EntryPlace, Place, labels, lists, numbers, regroup, required, texts
 from lain.formats.log.vocabulary import stable_hash
 
 SEQUENCE = "sequence"
@@ -248,7 +248,7 @@ class Scan:
             else:
                 raw = lists(frame, given.times, given.separator, place)
                 flat = raw.explode(empty_as_null=False, keep_nulls=False)
-            inner = Place(place.file, place.first, place.mistakes)
+            inner = _entries_of(raw, place)
             moments = (
                 self.plan.clock.read_series(flat, given.times, inner) if len(flat) else flat.cast(pl.Int64)
             )
@@ -257,10 +257,8 @@ class Scan:
             raw = frame[encoder.column]
             if not isinstance(raw.dtype, pl.List):
                 raw = lists(frame, encoder.column, given.separator, place)
-            flat = raw.explode(empty_as_null=False, keep_nulls=False)
-            flat = (
-                flat.cast(pl.String) if encoder.raw_type == pl.String else flat.cast(pl.Float64, strict=False)
-            )
+            entries = pl.DataFrame({encoder.column: raw.explode(empty_as_null=False, keep_nulls=False)})
+            flat = encoder.raw(entries, _entries_of(raw, place)).cast(encoder.raw_type)
             found[f"c:{name}"] = aligned(encoder.column, regroup(flat, raw))
         if given.newest_first:
             found = {name: values.list.reverse() for name, values in found.items()}
@@ -307,6 +305,13 @@ class Scan:
             pl.Series("r", np.ones(len(item), bool)),
         ]
         return rows.with_columns(kept)
+
+
+def _entries_of(raw: pl.Series, place: Place) -> EntryPlace:
+    """Where the entries of a column of lists stand."""
+    length = raw.list.len().fill_null(0).to_numpy()
+    owner = np.repeat(np.arange(len(raw)), length)
+    return EntryPlace(place.file, place.first, place.mistakes, owner, len(raw))
 
 
 def _unnamed(parts: list[pl.Series]) -> pl.Series:

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from common.errors import ConfigError
 from lain.formats.log.rule import Rule, number_of
@@ -39,12 +39,40 @@ class Place:
     first: int
     mistakes: Mistakes
 
-    def check(self, bad: pl.Series | Bool[np.ndarray, " rows"], column: str, line: str, *values: Any) -> None:
+    def check(self, bad: pl.Series | Bool[np.ndarray, " _"], column: str, line: str, *values: Any) -> None:
         """Note the bad rows; ``{}`` in the line is the value of the first of them."""
         where = bad.to_numpy() if isinstance(bad, pl.Series) else bad
         if where.any():
             shown = [v.to_numpy() if isinstance(v, pl.Series) else v for v in values]
             self.mistakes.check(where, self.file, column, self.first, line, *shown)
+
+
+@dataclass(frozen=True)
+class EntryPlace(Place):
+    """Where the entries of the lists of a piece stand: a mistake of an entry is one of its row.
+
+    Args:
+        owner: Row of each entry within the piece.
+        rows: Number of rows.
+    """
+
+    owner: Int[np.ndarray, " entries"]
+    rows: int
+
+    def check(self, bad: pl.Series | Bool[np.ndarray, " _"], column: str, line: str, *values: Any) -> None:
+        """Note the rows of the bad entries, each with its first one."""
+        entries = np.flatnonzero(bad.to_numpy() if isinstance(bad, pl.Series) else bad)
+        if not len(entries):
+            return
+        rows, first = np.unique(self.owner[entries], return_index=True)
+        where = np.zeros(self.rows, dtype=bool)
+        where[rows] = True
+        shown = []
+        for value in values:
+            of_rows = np.zeros(self.rows, dtype=object)
+            of_rows[rows] = [value[int(entry)] for entry in entries[first]]
+            shown.append(of_rows)
+        super().check(where, column, line, *shown)
 
 
 def as_text(values: pl.Series) -> pl.Series:
