@@ -278,7 +278,7 @@ def serve(run: Path, host: str, port: int, store: str, store_megabytes: int, dat
     GET  /health, /metrics (Prometheus)
 
     Ids and values are those of the log that RUN was trained on. Keeps nothing but memories of users, which it
-    may forget: a user without one is a 404, and the client sends the history again. Several workers share a Redis.
+    may forget: a user without one is a 404, and the client sends the history again. Workers share a Redis.
     """
     try:
         import uvicorn

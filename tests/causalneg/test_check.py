@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data, train
+from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data, train
 
 from causalneg.cli import main
 from causalneg.encoders import HFEncoder, build_encoder, find_encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data
+from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data
 
 from causalneg.cli import main
 from causalneg.data import read_examples, write_dataset

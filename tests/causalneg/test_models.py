@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny_retrieval import tiny_data
+from tiny_retrieval import tiny_data
 
 from causalneg.encoders import build_encoder, encode, find_encoder
 from causalneg.encoders.models import PACKAGED, locate_model
