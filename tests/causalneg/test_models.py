@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_retrieval import tiny_data
 
 from causalneg.encoders import build_encoder, encode, find_encoder
 from causalneg.encoders.models import PACKAGED, locate_model
 from causalneg.training.config import load_train_config
 from causalneg.training.run import RetrievalTask
 from common.errors import BackendError, DataError
+from tiny_retrieval import tiny_data
 
 TEXTS = ["A fox sleeps in its den.", "Bees live in a hive; they make honey.", "Who makes honey?"]
 
@@ -31,10 +32,11 @@ def minilm() -> Path:
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = dataclasses.replace(PACKAGED["minilm"], module="no_package_has_this_name")
     monkeypatch.setitem(PACKAGED, "minilm", missing)
-    for open_it in (
+    openers: list[Callable[[], object]] = [
         lambda: build_encoder("transformer", {"model": "minilm"}),
         lambda: find_encoder(Path("minilm")),
-    ):
+    ]
+    for open_it in openers:
         with pytest.raises(BackendError, match=r"model 'minilm' .* pip install '\.\[models\]'"):
             open_it()
 
