@@ -22,6 +22,7 @@ from causalneg.options import (
     TRUST,
     reading_options,
 )
+from causalneg.recipe.commands import questions, recipe
 from causalneg.serving.commands import encode, index, search, serve
 from common.cli import Group, report
 from common.config import load as load_config
@@ -180,7 +181,7 @@ def mine(
 main.add_command(generate)
 main.add_command(verify)
 main.add_command(teach)
-for _command in (encode, index, search, serve):
+for _command in (encode, index, search, serve, recipe, questions):
     main.add_command(_command)
 
 

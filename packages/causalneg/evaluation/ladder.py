@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,16 @@ class Ladder:
             lines.append(f"{encoders[1].name} is {lost:.4f} below {encoders[0].name}: training lowered it")
         return lines
 
+    @classmethod
+    def from_json(cls, text: str) -> Ladder:
+        """Read what :meth:`to_json` wrote."""
+        content = json.loads(text)
+        rungs = []
+        for rung in content["rungs"]:
+            against = rung.pop("against_bm25")
+            rungs.append(Rung(**rung, against=None if against is None else _read_difference(against)))
+        return cls(content["title"], content["queries"], tuple(rungs))
+
     def to_json(self) -> str:
         """Everything, as JSON."""
         rungs: list[dict[str, Any]] = [
@@ -127,6 +138,12 @@ class Ladder:
         content = {"title": self.title, "queries": self.queries, "rungs": rungs, "words": self.words()}
         # a single seed has no deviation, and JSON no word for infinite freedom
         return json.dumps(_finite(content), indent=1)
+
+
+def _read_difference(found: dict[str, Any]) -> Difference:
+    """A difference of :meth:`Ladder.to_json`; what has no number there is none here."""
+    absent = {"freedom": math.inf}
+    return Difference(**{k: absent.get(k, math.nan) if v is None else v for k, v in found.items()})
 
 
 def _finite(value: Any) -> Any:

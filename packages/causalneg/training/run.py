@@ -94,10 +94,10 @@ def dataset_fingerprint(path: Path, splits: Sequence[str]) -> str:
         DataError: There is no such data set, or it has no documents or queries.
     """
     reader = find_reader(path)
+    reader.check()
     judged = [reader.file(split) for split in sorted(set(splits))]
     files = [reader.file("documents"), reader.file("queries"), *(file for file in judged if file.is_file())]
-    DataError.raise_if(f"{file}: missing; {reader.layout}" for file in files if not file.is_file())
-    return fingerprint(files)
+    return fingerprint(dict.fromkeys(files))
 
 
 def encoder_fingerprint(folder: Path) -> str:

@@ -12,11 +12,13 @@ from causalneg.data.dataset import Dataset
 from causalneg.data.jsonl import Report
 from causalneg.data.readers.base import Judgement, Lines, Reader, read
 from causalneg.data.readers.beir import BeirReader, write_dataset
+from causalneg.data.readers.documents import DocumentsReader
 from common.errors import DataError
 
 __all__ = [
     "READERS",
     "BeirReader",
+    "DocumentsReader",
     "Judgement",
     "Lines",
     "Reader",
@@ -25,7 +27,7 @@ __all__ = [
     "write_dataset",
 ]
 
-READERS: dict[str, type[Reader]] = {"beir": BeirReader}
+READERS: dict[str, type[Reader]] = {"beir": BeirReader, "documents": DocumentsReader}
 """Readers by name; the first that recognises a path reads it."""
 
 
@@ -46,7 +48,7 @@ def find_reader(path: Path) -> Reader:
 def read_dataset(
     path: Path, *, splits: Sequence[str] | None = None, skip_bad: bool = False, report: Report | None = None
 ) -> Dataset:
-    """Read a retrieval data set: a BEIR folder, or any other layout of :data:`READERS`.
+    """Read a retrieval data set: a BEIR folder, a plain folder of documents, or another of :data:`READERS`.
 
     Wrong lines are: what the layout cannot hold, a wrong type, an id twice or with a blank in it, an empty
     text, a judgement with unknown ids, with no whole number or against an earlier one, and a query of a split
