@@ -13,6 +13,7 @@ from causalneg.data.jsonl import Report
 from causalneg.data.readers.base import Judgement, Lines, Reader, read
 from causalneg.data.readers.beir import BeirReader, write_dataset
 from causalneg.data.readers.documents import DocumentsReader
+from causalneg.data.readers.training_set import TrainingSetReader
 from common.errors import DataError
 
 __all__ = [
@@ -22,12 +23,17 @@ __all__ = [
     "Judgement",
     "Lines",
     "Reader",
+    "TrainingSetReader",
     "find_reader",
     "read_dataset",
     "write_dataset",
 ]
 
-READERS: dict[str, type[Reader]] = {"beir": BeirReader, "documents": DocumentsReader}
+READERS: dict[str, type[Reader]] = {
+    "beir": BeirReader,
+    "documents": DocumentsReader,
+    "training-set": TrainingSetReader,
+}
 """Readers by name; the first that recognises a path reads it."""
 
 
