@@ -191,7 +191,7 @@ def _plan(recipe: Recipe, data: Path, progress: Progress, report: Report) -> tup
 
 def _settings(recipe: Recipe, data: Path, plan: Plan) -> TrainConfig:
     name = recipe.encoder or "minilm"
-    encoder: dict[str, Any] = {"name": "static", "max_tokens": plan.max_tokens}
+    encoder: dict[str, Any] = {"name": "static"}
     if plan.pretrained:
         saved = Path(name).is_dir()
         encoder = {"name": "saved", "folder": name} if saved else {"name": "transformer", "model": name}
