@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from causalneg.data import FORMATS
-from causalneg.generation.commands import generate, teach, verify
+from causalneg.generation.commands import generate, relabel, teach, verify
 from causalneg.options import (
     DEVICES,
     DRY_RUN,
@@ -180,6 +180,7 @@ def mine(
 
 main.add_command(generate)
 main.add_command(verify)
+main.add_command(relabel)
 main.add_command(teach)
 for _command in (encode, index, search, serve, recipe, questions):
     main.add_command(_command)

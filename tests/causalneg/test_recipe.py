@@ -132,9 +132,7 @@ def test_questions_make_a_data_set_whose_test_documents_are_held_out(tmp_path: P
 
 def test_the_plan_fits_the_minutes() -> None:
     speeds = {256: 10.0, 128: 20.0, 64: 60.0}
-    plan = make_plan(
-        speeds, documents=3000, queries=10_000, minutes=10
-    )  # 600 s: 256 takes 600, 128 takes 300
+    plan = make_plan(speeds, documents=3000, queries=10_000, minutes=10.0)  # 256: 600 s of 600; 128: 300
     assert (plan.pretrained, plan.max_tokens) == (True, 128)
     assert plan.steps == int(0.3 * 600 / (32 * 3 * 3 / 20))
     assert make_plan(speeds, documents=3000, queries=64, minutes=10.0).steps == 2  # one epoch

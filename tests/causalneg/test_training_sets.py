@@ -13,7 +13,7 @@ from causalneg.data import FORMATS, export_examples, read_dataset
 from causalneg.data.exchange import read_training_set
 from causalneg.data.exchange.detect import detect_format
 from causalneg.data.schema import Example, Negative, Passage
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from tiny_retrieval import DOCUMENTS, QUERIES, TRAIN, causalneg
 
 EXAMPLES = [
@@ -36,6 +36,10 @@ def texts(examples: list[Example]) -> list[tuple[str, list[str | None], list[str
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_form_is_found_by_its_columns_and_read_back(form: str, ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"set.{ending}"
+    if (form, ending) == ("own", "parquet"):
+        with pytest.raises(ConfigError, match="the form own is JSON lines"):
+            export_examples(EXAMPLES, path, format=form)
+        return
     export_examples(EXAMPLES, path, format=form)
     assert detect_format(path) == form.removesuffix("-triplet")
     found = read_training_set(path)
