@@ -355,6 +355,54 @@ def check(
 
 
 @main.command()
+@click.argument("data", type=FOLDER)
+@click.option("--run", type=FOLDER, help="A trained run, beside its start encoder.")
+@click.option("--encoder", type=FOLDER, help="An encoder's folder, or minilm.")
+@click.option("--split", default="test", show_default=True, help="Queries of the world DATA.")
+@click.option(
+    "--set", "examples", type=FILE, help="Set of verified written negatives, where DATA is no world."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
+@LANGUAGE
+@reading_options
+@TRUST
+@DEVICES
+@click.option("--seed", default=0, show_default=True, help="Of the rewriting.")
+@SKIP_BAD
+def violations(
+    data: Path,
+    run: Path | None,
+    encoder: Path | None,
+    split: str,
+    examples: Path | None,
+    limit: int | None,
+    language: str | None,
+    reading: Reading,
+    trust_remote_code: bool,
+    devices: tuple[str, ...],
+    seed: int,
+    skip_bad: bool,
+) -> None:
+    """Show whether a retriever ranks answer > one requirement violated > two violated, on DATA.
+
+    On the embedded world answers are rewritten, and what a text violates is counted by reading it back. On
+    real text the verified written negatives of a --set violate one. Shares of pairs in the right order, a
+    half for equal scores, with intervals over queries; chance is .5.
+    """
+    from causalneg.commands import violations as measure
+    from causalneg.evaluation.violations import violations_table
+
+    found = measure(
+        data, split=split, run=run, encoder=encoder, examples=examples, reading=reading, limit=limit,
+        language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
+        skip_bad=skip_bad, report=_tell,
+    )  # fmt: skip
+    click.echo(
+        violations_table(f"{data.resolve().name} {split if examples is None else examples.name}", found)
+    )
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--examples", type=FILE, multiple=True, help="Sets to measure on instead of the run's own.")
 @TRUST
