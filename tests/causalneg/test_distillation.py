@@ -34,7 +34,7 @@ def test_kl_by_hand() -> None:
     )  # fmt: skip
     p = math.e / (math.e + 1)
     assert found.item() == pytest.approx(0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
-    found.backward()
+    found.backward()  # type: ignore[no-untyped-call]
     assert query.grad is not None
     # d/ds of KL is q - p: (p - 1/2) for the positive, -(p - 1/2) for the negative.
     assert query.grad[0].tolist() == pytest.approx([p - 0.5, 0.5 - p])
@@ -87,7 +87,7 @@ def test_without_scores_a_term_is_zero_with_a_way_for_gradients(name: str) -> No
     )
     value = TERMS.component(name).build().value(batch)
     assert value.item() == 0
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     assert query.grad is not None
     assert not query.grad.any()
     with pytest.raises(ValueError, match="must be positive"):

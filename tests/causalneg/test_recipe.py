@@ -183,7 +183,7 @@ def test_the_recipe_goes_from_a_folder_of_texts_to_a_model_and_every_step_once(
     assert [rung.name for rung in ladder.rungs] == ["BM25", "start", "trained (run)"]
     assert all(line in first.stdout for line in ladder.words())
     assert json.loads(ladder.to_json()) == json.loads((out / "ladder.json").read_text())
-    assert (out / "page.html").is_file()
+    assert "Beside BM25" in (out / "page.html").read_text()
     card = (out / "model" / "README.md").read_text()
     assert "library_name: sentence-transformers" in card
     assert "| mined.jsonl" in card

@@ -313,7 +313,8 @@ def _evaluate(data: Path, split: str, run: Path, out: Path, progress: Progress, 
 
     def measured() -> dict[str, Any]:
         ladder = check(data, split=split, run=run, cache=out / "cache", report=report)
-        atomic_write(kept, ladder.to_json() + "\n")
+        for path in (kept, run / "ladder.json"):  # the page of the run shows it
+            atomic_write(path, ladder.to_json() + "\n")
         atomic_write(out / "ladder.md", "\n".join([ladder.to_markdown(), *ladder.words(), ""]))
         return {}
 

@@ -34,7 +34,9 @@ class FlagEmbeddingFormat(Format):
         row: dict[str, Any] = {
             "query": found.query, "pos": list(found.positives), "neg": list(found.negatives)
         }  # fmt: skip
-        scores = {"pos_scores": example.positives, "neg_scores": example.negatives}
+        scores: dict[str, Sequence[Passage]] = {
+            "pos_scores": example.positives, "neg_scores": example.negatives
+        }  # fmt: skip
         known = {key: [passage.teacher for passage in passages] for key, passages in scores.items()}
         if not any(score is None for several in known.values() for score in several):
             row |= known
