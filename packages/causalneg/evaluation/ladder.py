@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.metrics.retrieval import RetrievalMetrics
-from common.report.tables import markdown_table
+from common.report.tables import Table
 from common.stats.bootstrap import Difference, MeanBootstrap, paired_difference
 
 BM25 = "BM25"
@@ -85,6 +85,10 @@ class Ladder:
         return cls(title, found[BM25].queries, tuple(rungs))
 
     def to_markdown(self) -> str:
+        """The ladder as a table in Markdown."""
+        return self.table().markdown()
+
+    def table(self) -> Table:
         """The ladder as a table."""
         rows = [
             [
@@ -97,7 +101,7 @@ class Ladder:
             for rung in self.rungs
         ]
         title = f"{self.title}, {self.queries} queries"
-        return markdown_table([title, "nDCG@10", "95 % interval", "to BM25", "recall@100"], rows)
+        return Table([title, "nDCG@10", "95 % interval", "to BM25", "recall@100"], rows)
 
     def words(self) -> list[str]:
         """A line for each encoder: whether it is above or below BM25, and whether the queries tell."""

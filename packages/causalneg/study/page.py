@@ -121,4 +121,4 @@ def run_ladder(run: Run) -> Section | None:
     if not path.is_file():
         return None
     ladder = Ladder.from_json(path.read_text())
-    return Section("Beside BM25", text=ladder.words(), tables=[Titled(ladder.title, ladder.to_markdown())])
+    return Section("Beside BM25", text=ladder.words(), tables=[Titled(ladder.title, ladder.table())])
