@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from causalneg.recipe.budget import make_plan
 from causalneg.recipe.steps import Progress, Step
 from causalneg.text.language import find_language
 from common.errors import DataError
+from fault_server import MODEL, FaultServer
 from small_corpus import TEXTS
 from tiny_retrieval import causalneg, tiny_data
 
@@ -130,6 +132,24 @@ def test_questions_make_a_data_set_whose_test_documents_are_held_out(tmp_path: P
     assert "has queries to train on already" in again.stderr
 
 
+def test_a_model_asks_and_is_asked_once(tmp_path: Path) -> None:
+    source, out = write_texts(tmp_path / "docs"), tmp_path / "data"
+    with FaultServer() as server:
+        asked = ["questions", source, out, "--endpoint", server.url, "--model", MODEL, "--most", 8]
+        shown = causalneg(*asked)
+        requests = len(server.bodies)
+        data = read_dataset(out)
+        texts = [query.text for query in data.queries.values()]
+        assert "| kept" in shown.stdout
+        assert 4 <= len(texts) <= 8
+        assert all(text.startswith("What is told of ") for text in texts)
+        shutil.rmtree(out)
+        again = causalneg(*asked)
+        assert again.stdout == shown.stdout
+        assert len(server.bodies) == requests  # the journal has all of it
+    assert (tmp_path / "data.journal").is_file()
+
+
 def test_the_plan_fits_the_minutes() -> None:
     speeds = {256: 10.0, 128: 20.0, 64: 60.0}
     plan = make_plan(speeds, documents=3000, queries=10_000, minutes=10.0)  # 256: 600 s of 600; 128: 300
@@ -213,6 +233,9 @@ def test_a_recipe_on_judged_data_takes_them_as_they_are(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "a server and the name of its model go together" in refused.stderr
     (tmp_path / "empty").mkdir()
+    inside = CliRunner().invoke(main, ["recipe", str(data), str(data / "out")])
+    assert inside.exit_code == 2
+    assert "lies inside the source" in inside.stderr
     refused = CliRunner().invoke(main, ["recipe", str(tmp_path / "empty"), str(tmp_path / "o")])
     assert refused.exit_code == 2
     assert "a BEIR folder holds" in refused.stderr

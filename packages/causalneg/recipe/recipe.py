@@ -73,8 +73,8 @@ class Recipe:
             found.append(f"minutes: must be above 0, got {self.minutes:g}")
         if (self.endpoint is None) != (self.model is None):
             found.append("endpoint: a server and the name of its model go together (--endpoint, --model)")
-        if self.out.resolve() == self.source.resolve():
-            found.append(f"{self.out}: is the source itself; name another folder")
+        if self.out.resolve().is_relative_to(self.source.resolve()):
+            found.append(f"{self.out}: lies inside the source; name a folder beside it")
         ConfigError.raise_if(found)
 
 
@@ -122,6 +122,11 @@ def follow(recipe: Recipe, *, report: Report) -> Outcome:
             report(f"{data}: has no split test or dev, so nothing says how good the encoder is")
         else:
             ladder = _evaluate(data, split, run, out, progress, report)
+            if data != recipe.source and recipe.endpoint is None and "test" not in reader.splits():
+                report(
+                    "these are questions by rules, the rare words of sentences: BM25 is made for them, and "
+                    "people's queries fare otherwise; judge some (qrels/test.tsv), or let a model ask"
+                )
         model = _export(recipe, run, written, ladder, progress)
         return Outcome(ladder, model, _page(run, out))
 
@@ -260,11 +265,11 @@ def _write(
         config = GenerateConfig(writer=WRITERS.component("llm"), backend=backend)
 
     def run() -> dict[str, Any]:
-        card = generate_set(
+        generate_set(
             data, mined, out, config, both_voices=True, voices_per_query=2, limit=limit, seed=recipe.seed,
             report=report,
         )  # fmt: skip
-        report(f"{len(card.splitlines())} lines on what was written: {out.with_suffix('.card.md')}")
+        report(f"what was written, and what the verifier made of it: {out.with_suffix('.card.md')}")
         return {"negatives": sum(len(example.negatives) for example in read_examples(out))}
 
     inputs = {
