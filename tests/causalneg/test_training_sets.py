@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +14,8 @@ from causalneg.data import FORMATS, export_examples, read_dataset
 from causalneg.data.exchange import read_training_set
 from causalneg.data.exchange.detect import detect_format
 from causalneg.data.schema import Example, Negative, Passage
+from causalneg.encoders import build_encoder
+from causalneg.training.data import TrainingSet
 from common.errors import ConfigError, DataError
 from tiny_retrieval import DOCUMENTS, QUERIES, TRAIN, causalneg
 
@@ -71,6 +74,18 @@ def test_rows_of_one_query_are_one_example_wherever_they_stand(tmp_path: Path) -
         read_training_set(path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert detect_format(tmp_path / "broken.parquet") is None
+
+
+def test_a_prompt_of_the_set_stands_in_front_of_its_queries(tmp_path: Path) -> None:
+    encoder = build_encoder("static", {"dim": 4}, texts=[d.content for d in DOCUMENTS])
+    rows = [{"query": "the fox", "pos": ["red"], "neg": ["blue"], "prompt": "owl "}]
+    rows += [{"query": "the owl", "pos": ["blue"], "neg": ["red"]}]
+    path = tmp_path / "prompted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = TrainingSet(read_training_set(path), encoder, None)
+    expected = encoder.tokenize(["owl the fox", "the owl"], query=True)
+    assert np.array_equal(made.queries.values, expected.values)
+    assert np.array_equal(made.queries.offsets, expected.offsets)
 
 
 def test_a_set_of_another_tool_trains_as_its_own_form_does(tmp_path: Path) -> None:
