@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from causalneg.cli import main
-from causalneg.data import FORMATS, export_examples, read_dataset
+from causalneg.data import FORMATS, Dataset, export_examples, read_dataset
 from causalneg.data.exchange import read_training_set
 from causalneg.data.exchange.detect import detect_format
-from causalneg.data.schema import Example, Negative, Passage
+from causalneg.data.schema import Document, Example, Negative, Passage, Query
 from causalneg.encoders import build_encoder
-from causalneg.training.data import TrainingSet
+from causalneg.training.data import TrainingSet, no_negatives
 from common.errors import ConfigError, DataError
 from tiny_retrieval import DOCUMENTS, QUERIES, TRAIN, causalneg
 
@@ -74,6 +74,24 @@ def test_rows_of_one_query_are_one_example_wherever_they_stand(tmp_path: Path) -
         read_training_set(path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert detect_format(tmp_path / "broken.parquet") is None
+
+
+def test_a_document_that_is_the_query_itself_is_no_candidate() -> None:
+    documents = [
+        Document(id=id, text=text) for id, text in (("a", "one fox"), ("b", "two owls"), ("c", "One  fox"))
+    ]
+    queries = {"a": Query(id="a", text="one fox"), "q": Query(id="q", text="two owls")}
+    data = Dataset(Path("x"), documents, queries, {"train": {"a": {"b": 1}, "q": {"b": 1}}})
+    assert no_negatives(data, "train") == {"a": ["b", "a", "c"], "q": ["b"]}  # b is judged an answer
+    examples = [
+        Example(query=queries["a"], positives=[Passage(document_id="b")]),
+        Example(query=queries["q"], positives=[Passage(document_id="a")]),
+    ]
+    encoder = build_encoder("static", {"dim": 4}, texts=[d.content for d in documents])
+    made = TrainingSet(examples, encoder, data, known=no_negatives(data, "train"))
+    batch = made[np.array([0, 1])]
+    masked = {(int(row), int(text)) for row, text in zip(batch.known_row, batch.known_id, strict=True)}
+    assert (0, int(batch.positive_id[1])) in masked  # the other query's positive is query a itself
 
 
 def test_a_prompt_of_the_set_stands_in_front_of_its_queries(tmp_path: Path) -> None:

@@ -244,6 +244,19 @@ class TrainingSet(Dataset[Batch]):
         )
 
 
+def no_negatives(dataset: Retrieval, split: str) -> dict[str, list[str]]:
+    """Documents by query that are never among its candidates: those that answer, and the query itself.
+
+    Args:
+        dataset: The data set.
+        split: Its judgements; queries without a positive are left out.
+    """
+    queries = dataset.split_queries(split)
+    themselves = zip(queries, dataset.identical(split, queries), strict=True)
+    known = dataset.positives(split)
+    return {q.id: [*known[q.id], *(dataset.documents[row].id for row in rows)] for q, rows in themselves}
+
+
 def _asked(query: Query) -> str:
     """A query as its set has it: behind the set's own prompt, where FlagEmbedding or ms-swift left one."""
     prompt = query.metadata.get("prompt")
