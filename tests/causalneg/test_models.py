@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_retrieval import tiny_data
 
 from causalneg.encoders import build_encoder, encode, find_encoder
 from causalneg.encoders.models import PACKAGED, locate_model
 from causalneg.training.config import load_train_config
 from causalneg.training.run import RetrievalTask
 from common.errors import BackendError, DataError
+from tiny_retrieval import tiny_data
 
 TEXTS = ["A fox sleeps in its den.", "Bees live in a hive; they make honey.", "Who makes honey?"]
 
