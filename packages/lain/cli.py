@@ -66,6 +66,13 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
 @click.option("--download", is_flag=True, help="Fetch a public data set into SOURCE first.")
 @click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
+@click.option(
+    "--from",
+    "before",
+    type=FOLDER,
+    metavar="RUN",
+    help="Take over schema, ids and scales of RUN; new values get ids behind (log).",
+)
 @click.option("--quiet", is_flag=True, help="No progress lines.")
 def prepare(
     format: str,
@@ -74,6 +81,7 @@ def prepare(
     schema: Path | None,
     download: bool,
     propose: bool,
+    before: Path | None,
     quiet: bool,
 ) -> None:
     r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
@@ -103,7 +111,7 @@ def prepare(
         raise click.UsageError("Missing argument 'OUT'.")
     if download:
         fetch(format, source)
-    prepare_format(format, source, out, schema=schema, progress=not quiet)
+    prepare_format(format, source, out, schema=schema, before=before, progress=not quiet)
     click.echo(out)
 
 
@@ -155,9 +163,21 @@ def recipe(
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--from", "start", type=FOLDER, metavar="RUN", help="Start from the best weights of RUN, on older data."
+)
+@click.option(
+    "--same-encoding", is_flag=True, help="With --from: ids of both data stand for the same things."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(
+    config: Path, overrides: tuple[str, ...], start: Path | None, same_encoding: bool, dry_run: bool
+) -> None:
     """Train the model that CONFIG describes; overrides change single keys (length.preset=lain).
+
+    With --from, `lain prepare log NEWER OUT --from RUN` has prepared the data: new users, items and
+    categories then have ids behind the old ones, whose vectors stay. `lain train RUN/config.yaml data=OUT
+    --from RUN` goes on with all else as it was.
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
@@ -171,7 +191,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    run = train_task(CTRTask(settings))
+    run = train_task(CTRTask(settings, start=start, same_encoding=same_encoding))
     if not run.trained:
         report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
     click.echo(run.folder)

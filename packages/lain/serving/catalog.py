@@ -344,6 +344,10 @@ def _series(name: str, values: Any, rows: int, where: str) -> pl.Series:
         made = pl.Series(name, values if several else [values] * rows, strict=False)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{where}: '{name}' cannot be read ({str(error).splitlines()[0]})") from None
+    if several and made.null_count() > sum(value is None for value in values):
+        raise DataError(f"{where}: '{name}' cannot be read (a value is too large, or of another kind)")
+    if made.null_count() and not several and values is not None:
+        raise DataError(f"{where}: '{name}' cannot be read, got {values!r:.60}")
     if len(made) != rows:
         raise DataError(f"{where}: '{name}' has {len(made)} values for {rows} rows")
     return made
