@@ -4,8 +4,8 @@
 
 Weights are as they start and sizes the defaults: arithmetic does not depend on what was learned. Times are of
 the process's own CPU as well as of the wall clock, since other work on the machine only shows in the latter.
-Serving is :meth:`lain.Scorer.score`, from raw indices to probabilities. The load test asks the application of
-``lain serve`` over loopback, in a process of its own with one torch thread; clients share the machine with it.
+Serving is :meth:`lain.Scorer.score`, from raw indices to probabilities. The load test asks ``lain serve``
+over loopback, in a process of its own with one torch thread; clients share the machine with it.
 """
 
 from __future__ import annotations

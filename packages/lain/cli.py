@@ -198,6 +198,38 @@ def train(
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the search.")
+@click.option("--space", type=click.Path(path_type=Path), help="YAML of what is searched.")
+@click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time after which none begins.")
+def tune(
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    space: Path | None,
+    trials: int,
+    minutes: float | None,
+) -> None:
+    r"""Search for settings of CONFIG, ranked by their best validation.
+
+    \b
+    --space names a YAML file of dotted keys, a list of values or a range each:
+      train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+      model.top_k: [20, 50, 100]
+    Without it learning rate, embedding penalty and width are searched. Trials below the median of the others
+    are cut off. Stopped at any moment, the same command goes on; --trials counts those that are done. Test
+    rows are not looked at. The last line printed, OUT/best.yaml, is the config of the best: lain train it.
+    """
+    from lain.study.tune import BEST
+    from lain.study.tune import tune as search
+
+    click.echo(search(config, overrides, out, space=space, trials=trials, minutes=minutes, report=report))
+    click.echo(out / BEST)
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--split", default="test", show_default=True, help="Split to evaluate on.")
 def evaluate(run: Path, split: str) -> None:
