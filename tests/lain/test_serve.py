@@ -281,7 +281,7 @@ def test_a_store_that_is_none(run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.sqlite").write_text("this is no database, whatever it is called" * 100)
     with pytest.raises(ConfigError, match="cannot be used"):
         open_memories(str(tmp_path / "text.sqlite"), run, most_bytes=1)
-    pytest.importorskip("redis", reason="needs the extra redis")
+    pytest.importorskip("redis", reason="needs the extra serve")
     with pytest.raises(BackendError, match=r"redis://127\.0\.0\.1:1/0 does not answer"):
         open_memories("redis://127.0.0.1:1/0", run, most_bytes=1)
 

@@ -181,7 +181,7 @@ class RedisMemories:
             import redis
         except ImportError:
             raise ConfigError(
-                f"store: {url} needs the package redis; pip install 'causalneg-lain[redis]'"
+                f"store: {url} needs the package redis; pip install 'causalneg-lain[serve]'"
             ) from None
         self._url, self._prefix, self._seconds, self._error = url, f"lain:{run}:", seconds, redis.RedisError
         try:
@@ -193,7 +193,7 @@ class RedisMemories:
     def get(self, user: str) -> UserMemory | None:
         """The memory of a user, or None; what cannot be read counts as absent."""
         content = self._ask(lambda: self._redis.get(self._prefix + user))
-        return None if content is None else _load_or_none(content)
+        return _load_or_none(content) if isinstance(content, bytes) else None
 
     def put(self, user: str, memory: UserMemory) -> None:
         """Keep the memory of a user for a while."""
