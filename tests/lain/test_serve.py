@@ -201,7 +201,7 @@ def test_a_killed_worker_loses_nothing(run: Path, tmp_path: Path) -> None:
     """Two workers, one of them killed in the middle of requests: every memory is still there."""
     wanted = wanted_scores(run)
     with served(run, "--workers", "2", "--store", str(tmp_path / "memories.sqlite")) as (client, process):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while client.get("/health").status_code != 200:
             assert time.monotonic() < deadline
         users = [f"u{n}" for n in range(40)]

@@ -6,11 +6,16 @@ client sends the history again (to ``/encode``, or with the request). A client m
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
@@ -22,9 +27,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.exceptions import HTTPException
-from uvicorn.supervisors import Multiprocess
 
-from common.errors import BackendError, ConfigError, UserError, describe_os_error
+from common.cli import report as message
+from common.errors import BackendError, ConfigError, Interrupted, UserError, describe_os_error
 from lain.serving.memories import Memories, open_memories
 from lain.serving.scorer import Scorer, UserMemory
 
@@ -32,6 +37,9 @@ MOST_CANDIDATES = 10_000
 MOST_BEHAVIOURS = 100_000
 MOST_BYTES = 32 << 20
 """Of a request."""
+
+QUICK_SECONDS, STOP_SECONDS = 5.0, 10.0
+"""A worker that ends sooner has failed to start; how long one may finish what it is answering."""
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Bounds of the histogram of seconds."""
@@ -275,9 +283,62 @@ def serve(
             config = uvicorn.Config(app, log_level="warning", access_log=False)
             uvicorn.Server(config).run(sockets=[listener])
             return
-        make = partial(app_of, run, store, most_bytes, data)
-        config = uvicorn.Config(make, factory=True, workers=workers, log_level="warning", access_log=False)
-        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+        _supervise(partial(_work, listener, run, store, most_bytes, data), workers)
+
+
+def _work(listener: socket.socket, run: Path, store: str, most_bytes: int, data: Path | None) -> None:
+    """A worker process; ends with the process that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config = uvicorn.Config(app_of(run, store, most_bytes, data), log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _supervise(work: Callable[[], None], workers: int) -> None:
+    """Keep so many processes at work until a signal comes.
+
+    Raises:
+        BackendError: Workers end as soon as they start.
+        Interrupted: The signal.
+    """
+
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    def start() -> Any:
+        process = multiprocessing.get_context("spawn").Process(target=work)
+        process.start()
+        return process
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    processes, failures = [], 0
+    try:
+        processes += [start() for _ in range(workers)]
+        while True:
+            began = time.monotonic()
+            connection.wait([process.sentinel for process in processes])
+            failures = failures + 1 if time.monotonic() - began < QUICK_SECONDS else 0
+            for number, process in enumerate(processes):
+                if process.exitcode is None:
+                    continue
+                if failures > 3 * workers:
+                    raise BackendError(f"serve: workers end at once (exit code {process.exitcode})")
+                message(f"worker {process.pid} ended (exit code {process.exitcode}); another is started")
+                processes[number] = start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(STOP_SECONDS)
+            process.kill()
 
 
 def listen(host: str, port: int) -> socket.socket:
