@@ -80,7 +80,8 @@ def client(run: Path) -> Iterator[Any]:
 def wanted_scores(run: Path) -> list[float]:
     scorer = Scorer(run)
     memory = scorer.encode(HISTORY["history"], user="u1", columns=HISTORY["columns"])  # type: ignore[arg-type]  # of a dict of several types
-    return scorer.score(memory, QUESTION["candidates"], CONTEXT).tolist()
+    found: list[float] = scorer.score(memory, QUESTION["candidates"], CONTEXT).tolist()
+    return found
 
 
 def test_scores_are_those_of_the_scorer(client: Any, run: Path) -> None:

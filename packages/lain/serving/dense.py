@@ -91,7 +91,7 @@ class DenseModel(nn.Module):
         table = self._vectors(history, columns)
         target = self._vectors(candidates, {})
         samples = target.shape[0]
-        state = model.length(length.expand(samples), target.dtype)
+        state = model.length(length.repeat(samples), target.dtype)
         values = {name: x.expand(samples, *x.shape[1:]) for name, x in self.rows("user", user).items()}
         known = [embed(model.context, {**values, **context})] if model.context.features else []
         interest = self.form(model.backbone, target, table, _tail(mask, self.max_length), state)

@@ -175,7 +175,7 @@ def ragged_logits(exported: ExportedModel, inputs: Arrays) -> Float[np.ndarray, 
     spans = Spans(torch.tensor([0, len(kept)]), torch.arange(len(kept)))
     memory = model.backbone.encode(table, spans, model.length(length, table.dtype))
     memory = memory.take(torch.zeros(count, dtype=torch.long))
-    state = model.length(length.expand(count), table.dtype)
+    state = model.length(length.repeat(count), table.dtype)
     return model.score(memory, target, context, state).logit.numpy()
 
 

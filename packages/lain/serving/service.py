@@ -211,7 +211,7 @@ def _answer(status: int, line: str) -> JSONResponse:
 
 
 def _mistake(request: Request, error: Exception) -> JSONResponse:
-    status = {UnknownUserError: 404, BackendError: 503}.get(type(error), 400)
+    status = 404 if isinstance(error, UnknownUserError) else 503 if isinstance(error, BackendError) else 400
     return _answer(status, str(error))
 
 
@@ -317,7 +317,8 @@ def _supervise(work: Callable[[], None], workers: int) -> None:
         return process
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    processes, failures = [], 0
+    processes: list[Any] = []
+    failures = 0
     try:
         processes += [start() for _ in range(workers)]
         while True:

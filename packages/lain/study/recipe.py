@@ -254,7 +254,7 @@ def measure_speed(settings: TrainConfig, *, seconds: float = 3.0) -> Speed:
 
         def step(batch: Any) -> None:
             optimizer.zero_grad()
-            module.loss(batch).backward()
+            module.loss(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
 
         def score(batch: Any) -> None:
@@ -297,11 +297,11 @@ def choose_budget(
         tuned: Whether the learning rate is chosen already.
     """
 
-    def run(epochs: float) -> float:
-        scored = math.ceil(epochs) * rows["valid"] + rows["valid"] + rows.get("test", 0)
+    def run(epochs: int) -> float:
+        scored = epochs * rows["valid"] + rows["valid"] + rows.get("test", 0)
         return START_SECONDS + epochs * rows["train"] / speed.train + scored / speed.score
 
-    def cost(seeds: int, epochs: float, rates: int) -> float:
+    def cost(seeds: int, epochs: int, rates: int) -> float:
         trials = 0 if tuned or rates < 2 else math.ceil(rates / workers) * run(min(epochs, 1))
         return trials + math.ceil(2 * seeds / workers) * run(epochs) + COMPARE_SECONDS
 
