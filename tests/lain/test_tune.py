@@ -72,7 +72,7 @@ def test_a_killed_search_goes_on(folder: Path) -> None:
     long = command(folder, "two", 1, "fit.max_steps=null", "fit.epochs=500", "fit.patience=0")
     process = subprocess.Popen([sys.executable, "-m", "lain.cli", *long], env=environment)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not list((folder / "two").glob("trial-*/checkpoints/last.ckpt")):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def test_a_killed_search_goes_on(folder: Path) -> None:
 
     process = subprocess.Popen([sys.executable, "-m", "lain.cli", *long], env=environment)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while len(states(folder / "two")) < 2 or not list(trial.glob("*.csv")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
