@@ -55,8 +55,8 @@ def test_more_time_is_more_seeds_and_epochs() -> None:
     assert found[-1] == Budget(3, 8, 3)
     sizes = [b.seeds * b.epochs for b in found]
     assert sizes == sorted(sizes)
-    tuned = choose_budget(ROWS, Speed(2000.0, 10_000.0), 300.0, workers=2, batch=512, tuned=True)
-    untuned = choose_budget(ROWS, Speed(2000.0, 10_000.0), 300.0, workers=2, batch=512)
+    tuned = choose_budget(ROWS, speed, 300.0, workers=2, batch=512, tuned=True)
+    untuned = choose_budget(ROWS, speed, 300.0, workers=2, batch=512)
     assert tuned.seeds * tuned.epochs >= untuned.seeds * untuned.epochs
 
 
