@@ -47,10 +47,9 @@ def test_a_budget_fits_into_its_time(seconds: float, workers: int) -> None:
 
 
 def test_more_time_is_more_seeds_and_epochs() -> None:
-    found = [
-        choose_budget(ROWS, Speed(2000.0, 10_000.0), s, workers=2, batch=512)
-        for s in (30.0, 150.0, 600.0, 6000.0)
-    ]
+    speed = Speed(2000.0, 10_000.0)
+    times = (30.0, 150.0, 600.0, 6000.0)
+    found = [choose_budget(ROWS, speed, seconds, workers=2, batch=512) for seconds in times]
     assert found[0] == Budget(1, 1, 1, 20)
     assert found[-1] == Budget(3, 8, 3)
     sizes = [b.seeds * b.epochs for b in found]
