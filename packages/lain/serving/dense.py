@@ -275,7 +275,7 @@ def _sdim(
     prompts = length.prompts("long")
     if prompts is not None:
         near = (signs(prompts) * of_target[:, None]).sum(-1) > all_equal  # [samples, prompts, hashes]
-        total = total + near.to(table.dtype).permute(2, 0, 1) @ prompts
+        total = total + (near.to(table.dtype).permute(2, 0, 1)[..., None] * prompts).sum(2)
     unit = nn.functional.normalize(torch.where(some, total, 1.0), dim=2)
     return torch.cat([short, torch.where(some, unit, 0.0).mean(0)], 1)
 

@@ -23,7 +23,7 @@ from common.report.tables import markdown_table
 from common.training.record import Record
 from common.training.run import CONFIG_FILE
 from lain.data.catalog import CATALOG
-from lain.data.schema import Feature
+from lain.data.schema import RESERVED, Feature
 from lain.formats.log.encode import FOLDER as ENCODING
 from lain.model import CTRModel
 from lain.ops.spans import Spans
@@ -230,11 +230,11 @@ def export_run(run: Path, out: Path, *, data: Path | None = None) -> list[str]:
 
 def _counts(features: Sequence[Feature], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Items and users that have an index."""
-    ids = {f.source: f.size for f in features if f.name in ("item_id", "user_id")}
-    return {
-        source: min([len(t) for t in tables[source].values()] + [ids[source]] * (source in ids), default=1)
-        for source in ("item", "user")
-    }
+    counts = {}
+    for source in ("item", "user"):
+        own = [f.size for f in features if f.source == source and f.name in RESERVED]
+        counts[source] = min([*own, *(len(table) for table in tables[source].values())], default=1)
+    return counts
 
 
 def _programs(exported: ExportedModel, folder: Path) -> nn.Module:
