@@ -136,16 +136,18 @@ def log_files(schema: LogSchema, source: Path) -> list[Path]:
 def recognise(source: Path) -> str | None:
     """The public log whose files a folder holds, with the columns that its schema names; None for any other.
 
+    Of several that fit, the one that reads the most files.
+
     Args:
         source: The folder.
     """
+    found: dict[str, int] = {}
     for name in BUILTIN if source.is_dir() else ():
         schema = builtin_schema(name, source)
         if schema.source.files is None and not schema.splits.files:
             continue  # any file would do
         try:
-            log_files(schema, source)
+            found[name] = len(log_files(schema, source))
         except (ConfigError, DataError):
             continue
-        return name
-    return None
+    return max(found, key=lambda name: found[name], default=None)
