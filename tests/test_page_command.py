@@ -121,6 +121,26 @@ def test_the_answer_is_computed_from_the_runs(study: Path) -> None:
     assert "not new seeds" in words
 
 
+def test_every_difference_leads_to_users(study: Path) -> None:
+    text = (study / "page.html").read_text()
+    anchors = set(re.findall(r'id="([^"]+)"', text))
+    table = text.split("<h3>lain minus base, AUC x 100</h3>")[1].split("</table>")[0]
+    links = re.findall(r'<td class="[^"]*"><a href="#([^"]+)">', table)
+    assert links == [
+        f"changes.twin.lain.{g}" for g in ("all", "0-50", "50-100", "0-100", "100-200", "200_2b_")
+    ]
+    assert {to for to in re.findall(r'href="#([^"]+)"', text)} <= anchors
+    # LAIN of the stand-in harms long histories, so their users lose most.
+    behind = text.split('id="changes.twin.lain.200_2b_"')[1].split('id="changes.twin.lain')[0]
+    counts = re.search(
+        r"Of (\d+) users (\d+) gain, (\d+) lose", text.split('id="changes.twin.lain.200_2b_"')[1]
+    )
+    assert counts is not None
+    assert int(counts[3]) > int(counts[2])
+    assert "No history: the prepared data are not those that were predicted." in text
+    assert behind
+
+
 def test_links_are_relative_to_where_the_page_lies(study: Path, tmp_path: Path) -> None:
     done = command("report", study, "--out", tmp_path / "elsewhere.html")
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'elsewhere.html'}\n"), done.output
@@ -267,6 +287,7 @@ def browse(page: Path, folder: Path, *settings: str) -> tuple[list[dict[str, Any
     return measured, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize(("which", "dark"), [("study", False), ("study", True), ("run", False)])
 def test_in_a_browser(study: Path, tmp_path: Path, which: str, dark: bool) -> None:
@@ -288,6 +309,7 @@ def test_in_a_browser(study: Path, tmp_path: Path, which: str, dark: bool) -> No
         assert one["requests"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_the_browser_finds_what_is_wrong(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"

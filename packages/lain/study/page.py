@@ -11,9 +11,11 @@ from sklearn.calibration import calibration_curve
 from common.report.page.charts import dot_chart, dot_domain, line_chart
 from common.report.page.render import Section, Titled
 from common.report.panels import Panel, Series
+from common.report.tables import Table
 from common.study.collect import Measure, Run
 from common.study.compare import Contrast, Tested
 from common.study.page import THINNED, curves
+from lain.study.examples import cell_anchor
 from lain.study.panels import Attention, attention_panels, auc_panels, mean_attention, sweep_panels
 from lain.study.resample import read_predictions
 from lain.study.table import (
@@ -50,8 +52,15 @@ def differences(report: CTRReport) -> Section | None:
     if not panels:
         return None
     domain = dot_domain(panels)
-    main = [Titled(f"{arm} against {BASE}, AUC x 100", detail(report, arm)) for arm in arms]
-    overviews = [Titled(f"{arm} minus {BASE}, AUC x 100", overview(report, arm)) for arm in arms]
+    main = [
+        Titled(f"{arm} against {BASE}, AUC x 100", detail(report, arm), _detail_links(report, arm))
+        for arm in arms
+    ]
+    overviews = [
+        Titled(f"{arm} minus {BASE}, AUC x 100", table, _overview_links(report, arm, table))
+        for arm in arms
+        for table in [overview(report, arm)]
+    ]
     return Section(
         "Differences by history length",
         text=[
@@ -61,6 +70,24 @@ def differences(report: CTRReport) -> Section | None:
         charts=[dot_chart(panel, domain=domain) for panel in panels],
         tables=[*overviews, *main],
     )
+
+
+def _overview_links(report: CTRReport, arm: str, table: Table) -> dict[tuple[int, int], str]:
+    """From every difference to the users behind it."""
+    return {
+        (row, column): cell_anchor(cells[0], arm, group)
+        for row, cells in enumerate(table.rows)
+        for column, group in enumerate(report.resampler.groups, 1)
+    }
+
+
+def _detail_links(report: CTRReport, arm: str) -> dict[tuple[int, int], str]:
+    """From every difference to the users behind it."""
+    tests = method_tests(report, arm, BASE)
+    column = detail(report, arm).headers.index("difference")
+    return {
+        (row, column): cell_anchor(test.backbone, arm, test.measure.bucket) for row, test in enumerate(tests)
+    }
 
 
 def _against_base(report: CTRReport, arm: str) -> dict[Contrast, Tested]:
