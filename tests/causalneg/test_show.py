@@ -47,10 +47,9 @@ def training_set(tmp_path: Path) -> Path:
             negative("The hive is there.", strategy="entity shift", facet="entity"),
         ],
     )
-    rejected = negative(
-        "", strategy="entity shift", facet="entity", verdict=Verdict(reason="empty", judge="heuristics")
+    refused = negative(
+        "Nothing.", strategy="entity shift", verdict=Verdict(reason="too short", judge="heuristics")
     )
-    refused = rejected.model_copy(update={"text": "Nothing."})
     write_examples(tmp_path / "set.jsonl", [first, second])
     write_examples(tmp_path / "set.rejected.jsonl", [first.model_copy(update={"negatives": [refused]})])
     return tmp_path / "set.jsonl"
@@ -75,7 +74,7 @@ def test_a_set_by_hand(training_set: Path) -> None:
         ["entity shift", "3", "2", "66.7 %"],
         ["attribute shift", "1", "1", "100.0 %"],
     ]
-    assert rows(page, "Verdicts") == [["valid", "truth", "3"], ["empty", "heuristics", "1"]]
+    assert rows(page, "Verdicts") == [["valid", "truth", "3"], ["too short", "heuristics", "1"]]
     text = page_text(page)
     assert "The blue fox wakes. [breaks: It is red.]" in text
     assert "Nothing." in text
@@ -113,8 +112,8 @@ def test_a_corpus_by_hand(tmp_path: Path) -> None:
 
 def test_shares_of_lengths_are_of_each_kind() -> None:
     panel = length_panel("t", {"a": [1, 1, 2, 3], "b": [2]})
-    assert [list(one.y) for one in panel.series] == [[0, 50, 25, 25, 0], [0, 0, 100, 0, 0]]
-    assert list(panel.series[0].x) == ["0", "1", "2", "3", "4 or more"]
+    assert [list(one.y) for one in panel.series] == [[0, 50, 25, 25], [0, 0, 100, 0]]
+    assert list(panel.series[0].x) == ["0", "1", "2", "3 or more"]
 
 
 def test_the_command_prints_and_writes(training_set: Path, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_clicks_over_time_and_rows_that_come_too_early(tmp_path: Path) -> None:
     features = [*FEATURES[:1], Feature("time", "context", "time", 0)]
     with StoreWriter(tmp_path / "d", name="timed", features=features, num_items=3, num_users=1) as writer:
         writer.histories(Ragged.from_lists([[1]]))
-        for name, times, labels in (("train", [0, 86400 * 20], [1, 0]), ("test", [86400 * 10], [1])):
+        for name, times, labels in (("train", [0, 86400 * 20 - 1], [1, 0]), ("test", [86400 * 10], [1])):
             count = len(times)
             writer.split(name, count).append(
                 user=np.zeros(count, int), item=np.ones(count, int), end=np.ones(count, int),
@@ -102,7 +102,7 @@ def test_clicks_over_time_and_rows_that_come_too_early(tmp_path: Path) -> None:
             )  # fmt: skip
     page = data_page(tmp_path / "d")
     over_time = next(one for one in page.sections if one.title == "Clicks over time")
-    assert over_time.text == ["Rows from 1970-01-01 00:00 to 1970-01-21 00:00 UTC, in 20 equal periods."]
+    assert over_time.text == ["Rows from 1970-01-01 00:00 to 1970-01-20 23:59 UTC, in 20 equal periods."]
     assert over_time.charts[0].table.rows == [["0.5", "100", ""], ["10.5", "", "100"], ["19.5", "0", ""]]
     checks = {row[0]: row[1] for row in table(page, "Leak checks").rows}
     assert checks["test: rows earlier than the last training row"] == "1 of 1 rows"

@@ -87,7 +87,7 @@ def length_panel(title: str, lengths: Mapping[str, Sequence[int]]) -> Panel:
     return Panel(title, series, "words", "% of the texts")
 
 
-def _figures(values: Sequence[float], digits: int) -> list[str]:
+def _figures(values: Sequence[float] | Sequence[int], digits: int) -> list[str]:
     if not values:
         return [MISSING] * 4
     found = (float(np.mean(values)), *(float(np.percentile(values, part)) for part in (10, 50, 90)))
@@ -214,6 +214,7 @@ def _written(examples: Sequence[Example], rejected: Sequence[Example]) -> list[S
     if not kept and not refused:
         return []
     tables = []
+    names: Sequence[str]
     for title, names in (
         ("Strategies", [(n.strategy or "none") for n in (*kept, *refused)]),
         ("Requirements by what they are about", [(n.facet or "none") for n in (*kept, *refused)]),

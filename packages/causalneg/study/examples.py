@@ -143,7 +143,7 @@ class Shelf:
 
 def _run_file(cell: Cell, arm: str) -> Path:
     run = cell.arms.of(arm)[0]
-    name = run.record.notes["evaluated"][cell.split + ("/mixed" if cell.view else "")]
+    name = str(run.record.notes["evaluated"][cell.split + ("/mixed" if cell.view else "")])
     return run.folder / "eval" / name / "run.trec"
 
 

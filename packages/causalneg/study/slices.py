@@ -113,14 +113,15 @@ def run_slices(run: Run) -> Section | None:
 
 def _worst_queries(run: Run, dataset: Dataset, split: str, values: Mapping[str, float]) -> Entry:
     worst = sorted(values, key=lambda id: (values[id], id))[:WORST]
-    path = run.folder / "eval" / run.record.notes["evaluated"][split] / "run.trec"
+    path = run.folder / "eval" / str(run.record.notes["evaluated"][split]) / "run.trec"
     rankings = read_rankings(path, worst, 10**6)
     inner = []
     for id in worst:
         judged, ranked = dataset.judged(split).get(id, {}), rankings[id]
         relevant = [document for document, grade in judged.items() if grade > 0 and document in dataset.index]
         place = {document: rank for rank, document in enumerate(ranked, 1)}
-        rows, hits = [], []
+        rows: list[list[str]] = []
+        hits: list[int] = []
         for document in dict.fromkeys([*ranked[:DEPTH], *relevant[:DEPTH]]):
             good = judged.get(document, 0) > 0
             hits += [len(rows)] if good else []

@@ -62,7 +62,7 @@ def data_page(path: Path, *, buckets: Sequence[Bucket] = DEFAULT_BUCKETS) -> Pag
     )
 
 
-def _percent(part: float, whole: float, digits: int = 1) -> str:
+def _percent(part: float | int, whole: float | int, digits: int = 1) -> str:
     return f"{100 * part / whole:.{digits}f} %" if whole else MISSING
 
 
@@ -116,11 +116,13 @@ def histogram(lengths: Int[np.ndarray, " users"]) -> tuple[list[str], list[int]]
 def _lengths(store: Store) -> Section:
     panels = []
     names, counts = histogram(np.asarray(store.histories.lengths))
-    panels.append(Panel("Users by stored history", [Series("users", names, counts)], "behaviours"))
+    panels.append(
+        Panel("Users by stored history", [Series("users", names, list(map(float, counts)))], "behaviours")
+    )
     for name in store.splits:
         names, counts = histogram(np.asarray(store.split(name).length))
         title = f"{name}: rows by true history length"
-        panels.append(Panel(title, [Series("rows", names, counts)], "behaviours"))
+        panels.append(Panel(title, [Series("rows", names, list(map(float, counts)))], "behaviours"))
     return Section(
         "History lengths",
         text=["The true length of a row counts every behaviour before it, also those that are not stored."],
@@ -128,7 +130,7 @@ def _lengths(store: Store) -> Section:
     )
 
 
-def wilson(clicks: float, rows: float) -> tuple[float, float]:
+def wilson(clicks: int, rows: int) -> tuple[float, float]:
     """95 % interval of a share: Wilson's, for rows that are independent.
 
     Args:

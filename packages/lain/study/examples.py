@@ -72,7 +72,9 @@ def cell_anchor(backbone: str, arm: str, group: str) -> str:
 
 def loss(score: Float[np.ndarray, " rows"], label: Shaped[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
     """Log loss of each row: -log of the probability that was given to what happened."""
-    return -np.log(np.clip(np.where(label == 1, score, 1 - score), TINY, None))
+    given = np.where(label == 1, score, 1 - score)
+    found: Float[np.ndarray, " rows"] = -np.log(np.clip(given, TINY, None))
+    return found
 
 
 class Scores:

@@ -145,8 +145,8 @@ def _template() -> jinja2.Template:
 def render(page: Page, *, limit: int = LIMIT) -> str:
     """The page as one HTML file that asks for nothing from outside.
 
-    A page that is too large loses entries, then charts and folded tables, from its last section on, and names
-    what it lost. Nothing leads to an entry that is lost.
+    A page that is too large loses every other entry, then all, then charts and folded tables, from its last
+    section on, and names what it lost. Nothing leads to an entry that is lost.
 
     Args:
         page: The page.
@@ -177,12 +177,25 @@ def render(page: Page, *, limit: int = LIMIT) -> str:
             raise ValueError(f"the page is larger than {limit} bytes without any chart")
         if with_entries:
             place = with_entries[-1]
-            left_out.append(f"examples of {sections[place].title}")
-            sections[place] = replace(sections[place], entries=())
+            cut = sections[place]
+            less = replace(cut, entries=[_every_other(entry) for entry in cut.entries])
+            if less.anchors == cut.anchors:
+                less = replace(cut, entries=())
+            some = f"some examples of {cut.title}"
+            left_out = [words for words in left_out if words != some]
+            left_out.append(some if less.entries else f"all examples of {cut.title}")
+            sections[place] = less
         else:
             place = large[-1]
             left_out.append(f"charts and folded tables of {sections[place].title}")
             sections[place] = replace(sections[place], charts=(), folded=())
+
+
+def _every_other(entry: Entry) -> Entry:
+    """An entry with half of the innermost ones inside it."""
+    if not any(inner.entries for inner in entry.entries):
+        return replace(entry, entries=entry.entries[::2])
+    return replace(entry, entries=[_every_other(inner) for inner in entry.entries])
 
 
 def _listed(entry: Entry) -> list[str]:
