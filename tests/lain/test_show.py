@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 
@@ -17,10 +18,12 @@ from common.report.page.render import Page, Section
 from common.report.page.text import page_text
 from common.report.tables import Table
 from lain.cli import main
+from lain.data.batch import Batches
 from lain.data.schema import Feature
 from lain.data.writer import StoreWriter
 from lain.evaluation.show import data_page, histogram, wilson
 from lain.study.examples import Looks, Scores, changes, loss
+from lain.training.run import load_model
 from small_store import FEATURES, Row, write
 
 
@@ -137,18 +140,19 @@ def test_users_that_changed_most_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_attention_on_a_history_is_that_of_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backbone", "branches"), [("dien", {"long"}), ("twin", {"short", "long"})])
+def test_attention_on_a_history_is_that_of_the_run(tmp_path: Path, backbone: str, branches: set[str]) -> None:
     data = tmp_path / "world"
     assert lain("world", data, "--users", 20, "--seed", 3).exit_code == 0
     config = tmp_path / "train.yaml"
     config.write_text(yaml.safe_dump({"data": str(data), "out": str(tmp_path / "runs"), "name": "run"}))
     done = lain(
         "train", config, "embedding.dim=16", "head.hidden=[24]", "history.max_length=60", "fit.max_steps=4",
-        "fit.progress=false", "fit.accelerator=cpu", "tracking.wandb=disabled", "model.name=din",
+        "fit.progress=false", "fit.accelerator=cpu", "tracking.wandb=disabled", "length.preset=lain",
+        f"model.name={backbone}",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    folder = Path(done.output.splitlines()[-1])
-    run = cast(Any, SimpleNamespace(folder=folder))
+    run = cast(Any, SimpleNamespace(folder=Path(done.output.splitlines()[-1])))
     report = cast(Any, SimpleNamespace(
         prepared=SimpleNamespace(path=data), main=SimpleNamespace(runs=[run], of=lambda *_: [run])
     ))  # fmt: skip
@@ -158,8 +162,17 @@ def test_attention_on_a_history_is_that_of_the_run(tmp_path: Path) -> None:
     store, split = looks.data
     row = int(np.argmax(np.asarray(split.end)))
     found = looks.attention(run, row)
+    assert set(found) == branches
     history = np.asarray(store.histories[int(split.user[row])][: int(split.end[row])])[-60:]
-    assert set(found["long"]) == set(history.tolist())
+    _, model, _ = load_model(run.folder)
+    with torch.inference_mode():
+        record = model(Batches(store, split, max_length=60)[np.array([row])]).attention["long"]
+    weight = record.weight.double().abs().mean(1)
+    assert {item for shares in found.values() for item in shares} <= set(history.tolist())
+    if len(weight) == len(history):  # pair by pair, in time order
+        for item in set(history.tolist()):
+            expected = float(weight[torch.from_numpy(history == item)].sum() / weight.sum())
+            assert found["long"][item] == pytest.approx(expected)
     assert sum(found["long"].values()) == pytest.approx(1)
     # Of other rows than were predicted nothing is shown.
     scores.user = scores.user + 1

@@ -208,16 +208,19 @@ def _sources(examples: Sequence[Example], kinds: Kinds, dataset: Dataset | None)
     )
 
 
+def _named(values: Iterable[str | None]) -> list[str]:
+    return [value or "none" for value in values]
+
+
 def _written(examples: Sequence[Example], rejected: Sequence[Example]) -> list[Section]:
     kept = [n for e in examples for n in e.negatives if n.source == "generated"]
     refused = [n for e in rejected for n in e.negatives if n.source == "generated"]
     if not kept and not refused:
         return []
     tables = []
-    names: Sequence[str]
     for title, names in (
-        ("Strategies", [(n.strategy or "none") for n in (*kept, *refused)]),
-        ("Requirements by what they are about", [(n.facet or "none") for n in (*kept, *refused)]),
+        ("Strategies", _named(n.strategy for n in (*kept, *refused))),
+        ("Requirements by what they are about", _named(n.facet for n in (*kept, *refused))),
     ):
         first = names[: len(kept)]
         rows = [
@@ -231,7 +234,7 @@ def _written(examples: Sequence[Example], rejected: Sequence[Example]) -> list[S
     )
     rows = [[reason, judge, str(count)] for (reason, judge), count in verdicts.most_common()]
     tables.append(Titled("Verdicts", Table(["verdict", "judge", "negatives"], rows, "llr")))
-    strategies = Counter(n.strategy or "none" for n in kept)
+    strategies = Counter(_named(n.strategy for n in kept))
     order = [name for name, _ in strategies.most_common()]
     panel = Panel(
         "Kept negatives by strategy",

@@ -191,11 +191,19 @@ class Looks:
         found: dict[str, dict[int, float]] = {}
         with torch.inference_mode():
             records = model(batch).attention
+        whole = batch.spans().index
         for branch, record in records.items():
+            index = record.spans.index
+            if len(index) == len(
+                whole
+            ):  # every behaviour in time order, whatever the backbone numbers them by
+                index = whole
+            elif not bool(torch.isin(index, whole).all()):
+                continue
             weight = record.weight.double().abs().mean(1)
             total = float(weight.sum())
             shares: dict[int, float] = {}
-            for item, value in zip(batch.items[record.spans.index].tolist(), weight.tolist(), strict=True):
+            for item, value in zip(batch.items[index].tolist(), weight.tolist(), strict=True):
                 shares[item] = shares.get(item, 0.0) + (value / total if total else 0.0)
             found[branch] = shares
         return found
