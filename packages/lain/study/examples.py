@@ -194,9 +194,7 @@ class Looks:
         whole = batch.spans().index
         for branch, record in records.items():
             index = record.spans.index
-            if len(index) == len(
-                whole
-            ):  # every behaviour in time order, whatever the backbone numbers them by
+            if len(index) == len(whole):  # all in time order, whatever the backbone numbers them by
                 index = whole
             elif not bool(torch.isin(index, whole).all()):
                 continue

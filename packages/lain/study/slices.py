@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from common.errors import UserError
 from common.metrics.ctr import DEFAULT_BUCKETS, bucket_masks, ctr_metrics
@@ -110,7 +110,7 @@ def run_slices(run: Run) -> Section | None:
     return Section("Worst slices", text=[words], tables=tables) if rows else None
 
 
-def _gain(each: Float[np.ndarray, " rows"], label: Float[np.ndarray, " rows"]) -> float:
+def _gain(each: Float[np.ndarray, " rows"], label: Shaped[np.ndarray, " rows"]) -> float:
     """Log loss of the constant guess that knows the click rate, minus the model's."""
     rate = float(label.mean())
     constant = loss(np.full(len(label), rate), label).mean() if 0 < rate < 1 else 0.0
