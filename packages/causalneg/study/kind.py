@@ -40,6 +40,7 @@ SECTIONS.add("tables", "causalneg.study.page:tables")
 
 RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
 """Sections of the page of one run, in order."""
+RUN_SECTIONS.add("ladder", "causalneg.study.page:run_ladder")
 RUN_SECTIONS.add("similarity", "causalneg.study.page:run_similarity")
 RUN_SECTIONS.add("slices", "causalneg.study.slices:run_slices")
 RUN_SECTIONS.add("data", "causalneg.study.slices:run_data")
