@@ -15,6 +15,7 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
+from common.dashboard import dashboard_options
 from common.errors import ConfigError, suggest
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
@@ -172,6 +173,13 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @TRUST
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
+@click.option(
+    "--wandb",
+    type=click.Choice(["disabled", "offline", "online"]),
+    default="disabled",
+    show_default=True,
+    help="Keep the set in W&B, for its lineage.",
+)
 @SKIP_BAD
 @QUIET
 @DRY_RUN
@@ -199,6 +207,7 @@ def mine(
     trust_remote_code: bool,
     devices: tuple[str, ...],
     seed: int,
+    wandb: Any,
     skip_bad: bool,
     quiet: bool,
     dry_run: bool,
@@ -233,7 +242,7 @@ def mine(
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
         search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
-        skip_bad=skip_bad,
+        wandb=wandb, skip_bad=skip_bad,
         report=_tell, progress=not quiet,
     )  # fmt: skip
     click.echo(report.to_markdown())
@@ -535,6 +544,20 @@ def report_page(**options: Any) -> int:
     from common.study.command import run_report
 
     return run_report(RETRIEVAL, **options)
+
+
+@main.command()
+@dashboard_options
+def dashboard(**options: Any) -> None:
+    """Make the W&B workspace and report of this method's runs, and print where they are.
+
+    Both come from one definition, which --dry-run prints. Sending them needs a key (WANDB_API_KEY or `wandb
+    login`) and the extra: pip install '.[dashboards]'.
+    """
+    from causalneg.dashboard import DASHBOARD
+    from common.dashboard import run_dashboard
+
+    run_dashboard(DASHBOARD, **options)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
+from common.dashboard import dashboard_options
 from common.errors import ConfigError
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
@@ -336,6 +337,20 @@ def report_page(**options: Any) -> int:
     from lain.study.kind import CTR
 
     return run_report(CTR, **options)
+
+
+@main.command()
+@dashboard_options
+def dashboard(**options: Any) -> None:
+    """Make the W&B workspace and report of this method's runs, and print where they are.
+
+    Both come from one definition, which --dry-run prints. Sending them needs a key (WANDB_API_KEY or `wandb
+    login`) and the extra: pip install '.[dashboards]'.
+    """
+    from common.dashboard import run_dashboard
+    from lain.dashboard import DASHBOARD
+
+    run_dashboard(DASHBOARD, **options)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from common.errors import DataError
 from common.files import atomic_folder
+from common.live import Progress
 from common.ragged import Ragged
 
 CONFIG_FILE = "config.json"
@@ -371,7 +371,7 @@ def encode(
         tokens: What its ``tokenize`` gave.
         query: Whether the texts are queries.
         batch_tokens: Tokens a chunk holds; None takes the encoder's own number.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
 
     Returns:
         float32 vectors of length 1.
@@ -386,13 +386,14 @@ def encode(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(tokens), unit=" texts", disable=not progress, leave=False) as bar,
+            Progress("encode", shown=progress) as shown,
         ):
+            shown.stage("queries" if query else "texts", total=len(tokens), unit="texts")
             for rows, chunk in _chunks(tokens, batch_tokens or encoder.encoded_at_once):
                 ids = torch.from_numpy(np.ascontiguousarray(chunk.values)).to(device)
                 offsets = torch.from_numpy(np.ascontiguousarray(chunk.offsets)).to(device)
                 out[rows] = encoder(ids, offsets, query=query).float().cpu().numpy()
-                bar.update(len(rows))
+                shown.advance(len(rows))
     finally:
         encoder.train(training)
     broken = np.flatnonzero(~np.isfinite(out).all(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from common.errors import ConfigError
 from common.metrics.direction import direction
 
-WandbMode = Literal["offline", "online", "disabled"]
+WandbMode = Literal["auto", "offline", "online", "disabled"]
 
 RENAMED = {
     "fit.mode": "gone: the metric that fit.monitor names decides whether more or less of it is better",
@@ -76,14 +76,23 @@ class TrackingConfig:
     """Where the metrics of a run go besides its folder.
 
     Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
+        wandb: W&B ``offline`` (files in the run folder), ``online``, ``disabled``, or ``auto``: online where
+            WANDB_API_KEY is set, else offline.
         project: W&B project; null takes the name of the method.
-        group: W&B group.
+        entity: W&B user or team that the project belongs to; null takes the one that the key is of.
+        group: W&B group; the runs of a study take its name.
+        job_type: W&B job type.
+        tags: W&B tags beside those that every run has: what it trains, and its seed.
+        upload: Whether models and data are sent, too; else W&B keeps where they lie and their checksums.
     """
 
-    wandb: WandbMode = "offline"
+    wandb: WandbMode = "auto"
     project: str | None = None
+    entity: str | None = None
     group: str | None = None
+    job_type: str = "train"
+    tags: list[str] = field(default_factory=list)
+    upload: bool = False
 
 
 @runtime_checkable
