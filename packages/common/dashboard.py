@@ -6,6 +6,7 @@ The library that speaks to W&B (extra ``dashboards``) is needed to build them, n
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -109,8 +110,10 @@ def missing_metrics(dashboard: Dashboard, logged: Iterable[str]) -> list[str]:
 
 def _libraries() -> tuple[Any, Any]:
     try:
-        import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
+        with warnings.catch_warnings():  # the library's own use of pydantic
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import wandb_workspaces.reports.v2 as reports
+            import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
         raise BackendError(
             f"dashboards need the package wandb-workspaces ({error}); "

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +32,7 @@ _MARKS: dict[State, tuple[str, str]] = {
 }
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: int | float) -> str:
     """``0:42``, ``12:05``, ``3:05:00``.
 
     Args:
@@ -64,12 +64,10 @@ class Progress:
     Args:
         title: What is worked on: the name of a run, of a study.
         shown: False shows nothing at all.
-        stream: Where to; standard error by default.
     """
 
-    def __init__(self, title: str, *, shown: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, *, shown: bool = True) -> None:
         self.title, self.shown = title, shown
-        self._stream = stream
         self._live: RichLive | None = None
         self._stage = self._unit = ""
         self._done: float = 0
@@ -87,12 +85,11 @@ class Progress:
 
     def __enter__(self) -> Progress:
         """Begin to show."""
-        stream = self._stream or sys.stderr
-        if self.shown and stream.isatty():
+        if self.shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=stream, force_terminal=True)
+            console = Console(stderr=True)
             self._live = Live(
                 get_renderable=self._render, console=console, refresh_per_second=4, transient=True
             )
@@ -108,7 +105,9 @@ class Progress:
             live.stop()
         self._end(stopped=error is not None)
 
-    def stage(self, name: str, *, total: float | None = None, unit: str = "", done: float = 0) -> None:
+    def stage(
+        self, name: str, *, total: int | float | None = None, unit: str = "", done: int | float = 0
+    ) -> None:
         """Begin a stage; the one before ends.
 
         Args:
@@ -125,7 +124,7 @@ class Progress:
         if self.shown and self._live is None:
             self._write(f"{self.title}: {name}" + (f", {total:,.0f} {unit}" if total is not None else ""))
 
-    def at(self, done: float) -> None:
+    def at(self, done: int | float) -> None:
         """Note how far the stage is.
 
         Args:
@@ -136,7 +135,7 @@ class Progress:
             self._lined = time.monotonic()
             self._write(self.line())
 
-    def advance(self, by: float = 1) -> None:
+    def advance(self, by: int | float = 1) -> None:
         """Note that more is done.
 
         Args:
@@ -198,7 +197,8 @@ class Progress:
         self._stage = ""
 
     def _write(self, line: str) -> None:
-        print(line, file=self._stream or sys.stderr, flush=True)  # a notice, not a result
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
     def _render(self) -> RenderableType:
         from rich.console import Group

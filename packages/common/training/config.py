@@ -40,7 +40,7 @@ class FitConfig:
         checkpoint_minutes: Minutes between checkpoints inside an epoch; 0 for none by time.
         log_every: Optimiser steps between logged training metrics; the first and the last of an epoch always
             are.
-        progress: Whether to show metrics, and a bar where standard error is a terminal.
+        progress: Whether to show how far it is: a panel on a terminal, elsewhere lines.
         deterministic: Whether operations without a deterministic form are refused.
 
     Raises:

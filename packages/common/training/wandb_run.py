@@ -85,7 +85,7 @@ class WandbRun(WandbLogger):
 
         try:
             run: Run = super().experiment
-        except (wandb.Error, wandb.errors.UsageError) as error:
+        except wandb.Error as error:
             raise ConfigError(f"tracking: W&B refuses the run ({' '.join(str(error).split())})") from error
         return run
 
