@@ -90,10 +90,11 @@ class Progress:
             from rich.live import Live
 
             console = Console(stderr=True)
-            self._live = Live(
-                get_renderable=self._render, console=console, refresh_per_second=4, transient=True
-            )
-            self._live.start(refresh=True)
+            if not console.is_dumb_terminal:
+                self._live = Live(
+                    get_renderable=self._render, console=console, refresh_per_second=4, transient=True
+                )
+                self._live.start(refresh=True)
         return self
 
     def __exit__(

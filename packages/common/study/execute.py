@@ -246,7 +246,7 @@ class _Panel:
         self._states: dict[str, State] = {s.key: "done" if s.key in done else "waiting" for s in plan}
         self._seeds = sorted({spec.seed for spec in plan})
         self._progress = Progress(f"study {out.name}", shown=sys.stderr.isatty())
-        self._total, self.finished, self._failed = 0, 0, 0
+        self._total = self.finished = 0
         self._started = time.monotonic()
 
     def begin(self, total: int) -> None:
@@ -264,7 +264,6 @@ class _Panel:
     def ended(self, spec: RunSpec, message: str, report: Callable[[str], None]) -> None:
         """Note how a run ended; a failure is said in any case."""
         self.finished += 1
-        self._failed += bool(message)
         self._note(spec, "failed" if message else "done")
         seconds = time.monotonic() - self._started
         left = format_seconds(seconds / self.finished * (self._total - self.finished))

@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import Logger
 
 from common.cli import report
 from common.errors import ConfigError, DataError
-from common.training.callbacks import Divergence, Meter, Panel, Plateau, Reseed, Signals, StepLog
+from common.training.callbacks import Divergence, Meter, Plateau, Reseed, Signals
 from common.training.checkpoint import RESUMABLE, Checkpoints, best_checkpoint, checkpoints, load_checkpoint
 from common.training.config import FitConfig
+from common.training.step_log import Panel, StepLog
 from common.training.tracking import Shown, begin_at
 
 
@@ -174,8 +175,8 @@ def fit(
         complete = meter.epochs >= config.epochs or plateau.stopped or enough_steps
         wall_seconds = content["callbacks"][meter.state_key]["wall_seconds"]
         del content
+    begin_at(loggers, step)
     if not complete:
-        begin_at(loggers, step)
         own: list[Callback] = [
             Reseed(seed),
             meter,
