@@ -19,7 +19,7 @@ from common.training.config import TrackingConfig
 from common.training.wandb_mode import tracking_mistakes
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.reports.v2.interface import Report
     from wandb_workspaces.workspaces import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -227,6 +227,6 @@ def run_dashboard(dashboard: Dashboard, *, entity: str | None, project: str | No
     workspace, written = build_workspace(dashboard, **where), build_report(dashboard, **where)
     try:
         click.echo(workspace.save().url)
-        click.echo(written.save().url)
+        click.echo(written.save().url)  # type: ignore[no-untyped-call]  # the library has types in part
     except Exception as error:  # whatever the server or the network says
         raise BackendError(f"W&B: {' '.join(str(error).split())}") from error

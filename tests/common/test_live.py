@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import sys
 
+import click
 import pytest
 
 from common import cli, live
-from common.live import Progress, clock
+from common.live import Progress, State, clock
 
 
 class Clock:
@@ -97,7 +98,11 @@ def test_the_panel_of_a_study_has_the_grid_of_its_runs(monkeypatch: pytest.Monke
     with Progress("study tiny") as progress:
         assert progress.live
         progress.stage("runs", total=4, unit="runs", done=1)
-        rows = {"base": ["done", "running"], "lain": ["failed", "waiting"], "x": [None, "done"]}
+        rows: dict[str, list[State | None]] = {
+            "base": ["done", "running"],
+            "lain": ["failed", "waiting"],
+            "x": [None, "done"],
+        }
         progress.grid(["0", "1"], rows)
         progress.at(2)
         progress.report("one failed")
@@ -124,18 +129,18 @@ def test_a_command_that_takes_long_says_so(
 ) -> None:
     monkeypatch.setattr(cli, "LIFE_SECONDS", 0.0)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lain", "train", "config.yaml"])
-    said = []
+    said: list[str] = []
     monkeypatch.setattr(cli, "report", said.append)
 
-    @cli.click.group(cls=cli.Group)
+    @click.group(cls=cli.Group)
     def main() -> None: ...
 
     @main.command()
-    @cli.click.argument("config")
+    @click.argument("config")
     def train(config: str) -> None:
         while not said:
             pass
-        cli.click.echo(config)
+        click.echo(config)
 
     with pytest.raises(SystemExit) as ended:
         main()

@@ -14,8 +14,9 @@ from common.live import Progress
 from common.training.config import TrackingConfig
 from common.training.metrics_file import MetricsFile
 from common.training.task import Artifact, Measured
-from common.training.tracking import Shown, WandbRun, begin_at, close, loggers
+from common.training.tracking import Shown, begin_at, close, loggers
 from common.training.wandb_mode import tracking_mistakes, wandb_mode
+from common.training.wandb_run import WandbRun
 from wandb_file import read_wandb
 
 

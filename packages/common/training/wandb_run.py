@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
 from common.errors import ConfigError
@@ -144,6 +145,6 @@ def _media(measured: Measured) -> dict[str, Any]:
     logged: dict[str, Any] = dict(measured.figures)
     for name, (counts, edges) in measured.histograms.items():
         if sum(counts):
-            logged[name] = Histogram(np_histogram=(list(counts), list(edges)))
-    logged[RESULTS] = Table(columns=RESULT_COLUMNS, data=result_rows(measured))
+            logged[name] = Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))
+    logged[RESULTS] = Table(columns=[*RESULT_COLUMNS], data=[*result_rows(measured)])
     return logged
