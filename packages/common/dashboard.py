@@ -226,7 +226,7 @@ def run_dashboard(dashboard: Dashboard, *, entity: str | None, project: str | No
     where = {"entity": entity, "project": project or dashboard.method}
     workspace, written = build_workspace(dashboard, **where), build_report(dashboard, **where)
     try:
-        click.echo(workspace.save().url)
-        click.echo(written.save().url)  # type: ignore[no-untyped-call]  # the library has types in part
+        click.echo(workspace.save().url)  # type: ignore[no-untyped-call]  # the library has types in part
+        click.echo(written.save().url)
     except Exception as error:  # whatever the server or the network says
         raise BackendError(f"W&B: {' '.join(str(error).split())}") from error
