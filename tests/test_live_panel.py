@@ -79,7 +79,8 @@ class OnTerminal:
     def end(self) -> tuple[int, str]:
         """Exit code and standard output."""
         assert self.process.stdout is not None
-        out = self.process.stdout.read()
+        with self.process.stdout:
+            out = self.process.stdout.read()
         code = self.process.wait(600)
         self._reader.join(60)
         os.close(self._keyboard)
@@ -94,8 +95,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=home, env=environment, check=True, capture_output=True)
     content = {
         "data": "data", "out": "runs", "name": "one", "embedding": {"dim": 4}, "head": {"hidden": [4]},
-        "history": {"max_length": 20}, "train": {"batch_size": 64}, "diagnose_rows": 5,
-        "fit": {"epochs": 3, "accelerator": "cpu", "log_every": 1, "patience": 0},
+        "history": {"max_length": 20}, "train": {"batch_size": 32}, "diagnose_rows": 5,
+        "fit": {"epochs": 20, "accelerator": "cpu", "log_every": 1, "patience": 0},
     }  # fmt: skip
     (home / "train.yaml").write_text(yaml.safe_dump(content))
     (home / "tiny.yaml").write_text(STUDY)
@@ -131,7 +132,8 @@ def test_ctrl_c_on_the_panel_of_a_run_ends_it_cleanly_and_the_same_command_goes_
     ):
         assert part in second.text, part
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", second.text)
-    assert re.search(r"one: train \d+/\d+ steps; .*train/loss", plain)
+    assert re.search(r"one: train \d+/\d+ steps; .*train/loss", plain, re.DOTALL)
+    assert "[dim]" not in plain
     assert "one: evaluate" in plain
 
 

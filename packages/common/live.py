@@ -168,7 +168,9 @@ class Progress:
             line: The line.
         """
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            from rich.text import Text
+
+            self._live.console.print(Text(line))
         else:
             self._write(line)
 
