@@ -34,6 +34,9 @@ arms: {base: {length.preset: base}, lain: {length.preset: lain}}
 seeds: [0]
 """
 
+EPOCHS = 2000
+"""More than a test waits for."""
+
 
 class OnTerminal:
     """A command whose standard error is a terminal of 100 x 40, and its keyboard."""
@@ -96,7 +99,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {
         "data": "data", "out": "runs", "name": "one", "embedding": {"dim": 4}, "head": {"hidden": [4]},
         "history": {"max_length": 20}, "train": {"batch_size": 32}, "diagnose_rows": 5,
-        "fit": {"epochs": 20, "accelerator": "cpu", "log_every": 1, "patience": 0},
+        "fit": {"epochs": EPOCHS, "accelerator": "cpu", "log_every": 1, "patience": 0},
     }  # fmt: skip
     (home / "train.yaml").write_text(yaml.safe_dump(content))
     (home / "tiny.yaml").write_text(STUDY)
@@ -116,7 +119,10 @@ def test_ctrl_c_on_the_panel_of_a_run_ends_it_cleanly_and_the_same_command_goes_
     assert first.text.rstrip().endswith("there")  # the cursor is shown again before the last line
     assert first.text.count("\x1b[?25l") == first.text.count("\x1b[?25h") > 0
 
-    second = OnTerminal(home, "train", "train.yaml")
+    total = re.search(r"of ([\d,]+) steps", first.text)
+    assert total
+    per_epoch = int(total[1].replace(",", "")) // EPOCHS
+    second = OnTerminal(home, "train", "train.yaml", f"fit.epochs={int(found[1]) // per_epoch + 1}")
     code, out = second.end()
     assert (code, out) == (0, "runs/one\n"), second.text[-2000:]
     for part in (
