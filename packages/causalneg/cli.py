@@ -2,103 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from causalneg.data import FORMATS
-from causalneg.generation.commands import generate, teach, verify
+from causalneg.generation.commands import generate, relabel, teach, verify
+from causalneg.options import (
+    DEVICES,
+    DRY_RUN,
+    FILE,
+    FOLDER,
+    LANGUAGE,
+    PATH,
+    QUIET,
+    SEARCH,
+    SKIP_BAD,
+    TRUST,
+    reading_options,
+)
+from causalneg.recipe.commands import questions, recipe
+from causalneg.serving.commands import encode, index, search, serve
 from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
 from common.dashboard import dashboard_options
-from common.errors import ConfigError, suggest
+from common.errors import ConfigError
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
 if TYPE_CHECKING:
     from causalneg.encoders.saved import Reading
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-PATH = click.Path(path_type=Path)
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress.")
-SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
-
-
-class _SearchName(click.ParamType[str]):
-    """The name of a search; the registry is imported when one is given, for it brings faiss along."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from causalneg.search import SEARCHERS
-
-        if value not in SEARCHERS:
-            self.fail(
-                f"'{value}' is not one of {', '.join(SEARCHERS)}{suggest(value, SEARCHERS)}", param, ctx
-            )
-        return str(value)
-
-
-TRUST = click.option(
-    "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
-)
-SEARCH = click.option(
-    "--index", "search", type=_SearchName(),
-    help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
-)  # fmt: skip
-LANGUAGE = click.option(
-    "--language", help="Language of the corpus, for BM25: chinese, de, other, ...  [default: detected]"
-)
-DEVICES = click.option(
-    "--device", "devices", multiple=True,
-    help="Such as cuda:0: encodes there; if repeated, the search is spread over all.  [default: cpu]",
-)  # fmt: skip
-
-
-READING = (
-    click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of a text that are read."),
-    click.option(
-        "--pooling", type=click.Choice(["mean", "last", "cls"]), help="Tokens that make the vector."
-    ),
-    click.option("--query-prompt", help="What is put in front of a query."),
-    click.option("--document-prompt", help="What is put in front of a document."),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights."),
-)
-"""How an encoder is read otherwise than its folder says."""
-
-
-def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Take :data:`READING` as one argument ``reading``."""
-
-    @wraps(command)
-    def read(
-        max_tokens: int | None,
-        pooling: Any,
-        query_prompt: str | None,
-        document_prompt: str | None,
-        dtype: Any,
-        **rest: Any,
-    ) -> None:
-        from causalneg.encoders.saved import Reading
-
-        reading = Reading(
-            max_tokens=max_tokens, pooling=pooling, query_prompt=query_prompt,
-            document_prompt=document_prompt, dtype=dtype,
-        )  # fmt: skip
-        command(reading=reading, **rest)
-
-    wrapped: Callable[..., None] = read
-    for option in reversed(READING):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 def _tell(line: str) -> None:
@@ -252,7 +189,10 @@ def mine(
 
 main.add_command(generate)
 main.add_command(verify)
+main.add_command(relabel)
 main.add_command(teach)
+for _command in (encode, index, search, serve, recipe, questions):
+    main.add_command(_command)
 
 
 @main.command()
@@ -421,6 +361,54 @@ def check(
     click.echo(ladder.to_markdown())
     for line in ladder.words():
         click.echo(line)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.option("--run", type=FOLDER, help="A trained run, beside its start encoder.")
+@click.option("--encoder", type=FOLDER, help="An encoder's folder, or minilm.")
+@click.option("--split", default="test", show_default=True, help="Queries of the world DATA.")
+@click.option(
+    "--set", "examples", type=FILE, help="Set of verified written negatives, where DATA is no world."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
+@LANGUAGE
+@reading_options
+@TRUST
+@DEVICES
+@click.option("--seed", default=0, show_default=True, help="Of the rewriting.")
+@SKIP_BAD
+def violations(
+    data: Path,
+    run: Path | None,
+    encoder: Path | None,
+    split: str,
+    examples: Path | None,
+    limit: int | None,
+    language: str | None,
+    reading: Reading,
+    trust_remote_code: bool,
+    devices: tuple[str, ...],
+    seed: int,
+    skip_bad: bool,
+) -> None:
+    """Show whether a retriever ranks answer > one requirement violated > two violated, on DATA.
+
+    On the embedded world answers are rewritten, and what a text violates is counted by reading it back. On
+    real text the verified written negatives of a --set violate one. Shares of pairs in the right order, a
+    half for equal scores, with intervals over queries; chance is .5.
+    """
+    from causalneg.commands import violations as measure
+    from causalneg.evaluation.violations import violations_table
+
+    found = measure(
+        data, split=split, run=run, encoder=encoder, examples=examples, reading=reading, limit=limit,
+        language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
+        skip_bad=skip_bad, report=_tell,
+    )  # fmt: skip
+    click.echo(
+        violations_table(f"{data.resolve().name} {split if examples is None else examples.name}", found)
+    )
 
 
 @main.command()

@@ -45,6 +45,11 @@ class StepLog(Callback):
         """Forget the metrics of the epoch before."""
         trainer.logged_metrics.clear()
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget those of a validation inside an epoch, too: its row is written."""
+        if not trainer.is_last_batch:
+            trainer.logged_metrics.clear()
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -119,6 +124,7 @@ class Panel(Callback):
     ) -> None:
         """Count."""
         self._progress.show({f"{self._samples}/s": f"{self._meter.samples_per_second:,.0f}"})
+        self._best()
         self._progress.at(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
