@@ -19,7 +19,7 @@ def dataset_artifact(path: Path, **facts: object) -> Artifact:
         facts: What else is known of it.
     """
     reader = find_reader(path)
-    files = (reader.file("documents"), reader.file("queries"))
+    files = tuple(dict.fromkeys((reader.file("documents"), reader.file("queries"))))
     return Artifact(path.resolve().name, "dataset", files, facts=facts)
 
 
