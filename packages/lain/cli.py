@@ -14,6 +14,7 @@ from common.config import to_yaml
 from common.config.command import settings_command
 from common.dashboard import dashboard_options
 from common.errors import ConfigError, suggest
+from common.report.page.command import PAGE, show_page
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -474,6 +475,20 @@ def dashboard(**options: Any) -> None:
     from lain.dashboard import DASHBOARD
 
     run_dashboard(DASHBOARD, **options)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@PAGE
+def show(data: Path, page: Path | None) -> None:
+    """Show what is in the prepared DATA, as text and, with --page, as one HTML file.
+
+    History lengths, users, rows and clicks by length bucket, clicks over time where rows have times,
+    popularity of items, share of new items and users in each split, and checks for leaks.
+    """
+    from lain.evaluation.show import data_page
+
+    show_page(data_page(data), page)
 
 
 if __name__ == "__main__":
