@@ -213,7 +213,9 @@ class Progress:
         head.add_row(f"[bold]{self._stage or 'starting'}[/]", self._count(), self._times())
         parts: list[Any] = [head]
         if self._total:
-            parts.append(ProgressBar(total=self._total, completed=min(self._done, self._total)))
+            bar = Table.grid(expand=True)  # by itself a bar does not end its line
+            bar.add_row(ProgressBar(total=self._total, completed=min(self._done, self._total)))
+            parts.append(bar)
         figures = Table.grid(padding=(0, 2))
         for name, text in [*list(self._figures.items()), ("memory", memory_text())]:
             figures.add_row(f"[dim]{name}[/]", text)

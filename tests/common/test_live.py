@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import click
@@ -105,12 +106,15 @@ def test_the_panel_of_a_study_has_the_grid_of_its_runs(monkeypatch: pytest.Monke
         }
         progress.grid(["0", "1"], rows)
         progress.at(2)
+        progress.show({"first": "1.5", "second": "2.5"})
         progress.report("one failed")
-    shown = terminal.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     for part in (
         "study tiny",
         "2 of 4 runs",
-        "memory",
+        "│ memory",
+        "│ first",
+        "│ second",
         "lain",
         "✓",
         "▶",
@@ -120,7 +124,7 @@ def test_the_panel_of_a_study_has_the_grid_of_its_runs(monkeypatch: pytest.Monke
         "left",
     ):
         assert part in shown, part
-    assert shown.rstrip().endswith("study tiny: runs 2/4 runs, 0:00 left; 0:00")
+    assert shown.rstrip().endswith("study tiny: runs 2/4 runs, 0:00 left; first 1.5; second 2.5; 0:00")
     assert sys.stderr is terminal
 
 
