@@ -49,6 +49,7 @@ class _SearchName(click.ParamType[str]):
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
 )
+FORCE = click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read.")
 SEARCH = click.option(
     "--index", "search", type=_SearchName(),
     help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
@@ -173,6 +174,7 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
+@FORCE
 @QUIET
 @DRY_RUN
 def mine(
@@ -200,6 +202,7 @@ def mine(
     devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
+    force: bool,
     quiet: bool,
     dry_run: bool,
 ) -> None:
@@ -210,6 +213,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
+    from causalneg.data.outputs import check_set_output
     from causalneg.mining import MiningRules
 
     chosen = {
@@ -230,6 +234,7 @@ def mine(
     if dry_run:
         click.echo(to_yaml(rules), nl=False)
         return
+    check_set_output(out, data=data, inputs=[encoder] if encoder else [], force=force)
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
         search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
@@ -461,6 +466,7 @@ def diagnose(
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
 @TRUST
 @SKIP_BAD
+@FORCE
 @DRY_RUN
 def export(
     source: Path,
@@ -471,6 +477,7 @@ def export(
     data: Path | None,
     trust_remote_code: bool,
     skip_bad: bool,
+    force: bool,
     dry_run: bool,
 ) -> None:
     """Hand the encoder of a run, or a training set, to other libraries; or take theirs in.
@@ -479,6 +486,7 @@ def export(
     Tevatron's.
     """
     from causalneg.data import export_examples, import_examples, read_dataset
+    from causalneg.data.outputs import check_set_output
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}
@@ -487,9 +495,14 @@ def export(
     if kind == "encoder":
         from causalneg.encoders import find_encoder
 
-        find_encoder(source, trust_remote_code=trust_remote_code).export_sentence_transformers(out)
+        whole, place = source.resolve(), out.resolve()
+        if place == whole or place in whole.parents or (whole in place.parents and place.exists()):
+            raise ConfigError(f"{out}: is read by this very command; write to another folder")
+        encoder = find_encoder(source, trust_remote_code=trust_remote_code)
+        encoder.export_sentence_transformers(out, replace=force)
         click.echo(out)
         return
+    check_set_output(out, data=data, inputs=[source], own=kind == "own", force=force)
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None
     examples = import_examples(source, format=given, skip_bad=skip_bad, report=_tell)
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):

@@ -18,7 +18,7 @@ from common.errors import DataError, describe_os_error
 from common.files import atomic_folder
 from common.ragged import Ragged
 from lain.data.schema import FOLDERS, RESERVED, ROW_COLUMNS, VERSION, Feature, Source, check_names
-from lain.data.store import fingerprint, schema_text, vocabulary_path
+from lain.data.store import checksum, file_sums, fingerprint, schema_text, vocabulary_path
 
 
 class ArrayWriter:
@@ -373,8 +373,10 @@ class StoreWriter:
             "features": [asdict(feature) for feature in features],
             "splits": splits,
             "vocabularies": self._vocabularies,
+            "files": file_sums(self.folder),
             "notes": self.notes,
         }
+        about["checksum"] = checksum(about)
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "dataset.json").write_text(text, encoding="utf-8")
 
