@@ -15,8 +15,11 @@ ENGINE := .venv-vllm
 ENGINE_STAMP := $(ENGINE)/.stamp
 ENGINE_PIN = $(shell sed -n 's/^vllm==//p' constraints.txt)
 
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.stamp
+
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow test-gpu test-vllm reproduce reproduce-ctr reproduce-retrieval \
+.PHONY: help setup check test test-lowest test-slow test-gpu test-vllm reproduce reproduce-ctr reproduce-retrieval \
 	report bench-ctr bench-retrieval clean
 
 help: ## This list
@@ -65,6 +68,19 @@ test: $(STAMP) ## The default tests, minutes
 test-slow: $(STAMP) ## The slow tests
 	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
 
+# uv alone resolves to the lowest versions of what pyproject.toml names; what these need is as new as they allow.
+$(LOWEST_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --extra dev \
+		pyproject.toml --output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	@touch $@
+
+test-lowest: $(LOWEST_STAMP) ## The default tests on the lowest versions that pyproject.toml allows; some gigabytes
+	$(LOWEST)/bin/pytest -n 2
+
 test-gpu: $(STAMP) ## The tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
 
@@ -109,6 +125,6 @@ bench-retrieval: $(STAMP) ## Speed beside sentence-transformers, into runs/bench
 	$(BIN)/python experiments/bench/bench_retrieval.py
 
 clean: ## Remove the environments, caches and build artefacts; runs/ stays
-	rm -rf .venv $(ENGINE) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv $(ENGINE) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf packages/*.egg-info
 	find packages experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -62,7 +62,8 @@ def measured(call: Callable[[], object], seconds: float) -> dict[str, float]:
     """Percentiles of a call's milliseconds, by the wall and by the process's own clock."""
     for _ in range(3):
         call()
-    wall, own = [], []
+    wall: list[float] = []
+    own: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(wall) < 5:
         began, began_own = time.perf_counter(), time.process_time()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data, train
 
 from causalneg.cli import main
 from causalneg.encoders import HFEncoder, build_encoder, find_encoder
@@ -19,6 +18,7 @@ from causalneg.encoders.saved import Reading
 from causalneg.evaluation.ladder import BM25, Ladder
 from common.errors import ConfigError
 from common.metrics.retrieval import RetrievalMetrics
+from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data, train
 
 BERT = {
     "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data
 
 from causalneg.cli import main
 from causalneg.data import read_examples, write_dataset
@@ -15,6 +14,7 @@ from causalneg.data.schema import Document, Query
 from causalneg.search import BM25, Collection
 from causalneg.text.language import LANGUAGES, detect_language, find_language, split_signs
 from common.errors import ConfigError
+from tiny_retrieval import DOCUMENTS, TRAIN, causalneg, tiny_data
 
 SAMPLES = {
     "english": "The cause of the disease is not known, and it was found that most of them recover with rest.",

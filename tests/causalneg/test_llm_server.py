@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -145,6 +146,22 @@ def test_a_pool_behind_a_server_is_never_asked_for_more_than_it_takes_at_a_time(
     ):
         complete(backend, requests(40))
     assert server.most_at_once <= 4
+
+
+def test_an_answer_keeps_its_place_until_the_next_is_asked_for() -> None:
+    queue = iter(requests(20))
+    with (
+        FaultServer() as server,
+        client(server.url, concurrency=3, highest_concurrency=3) as backend,
+    ):
+        for settled, _ in enumerate(backend.stream(lambda: next(queue, None))):
+            time.sleep(0.03)  # long enough for the server to answer whatever is sent
+            assert sum(server.paid.values()) - settled <= 3
+        # A stream that is left early gives its places back.
+        queue = iter(requests(20))
+        next(backend.stream(lambda: next(queue, None)))
+        assert len(complete(backend, requests(9))) == 9
+    assert server.most_at_once <= 3
 
 
 def test_several_endpoints_share_the_work_and_one_that_is_away_stops_nobody() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_retrieval import tiny_data
 
 from causalneg.encoders import build_encoder, encode, find_encoder
 from causalneg.encoders.models import PACKAGED, locate_model
 from causalneg.training.config import load_train_config
 from causalneg.training.run import RetrievalTask
 from common.errors import BackendError, DataError
+from tiny_retrieval import tiny_data
 
 TEXTS = ["A fox sleeps in its den.", "Bees live in a hive; they make honey.", "Who makes honey?"]
 
@@ -31,10 +35,11 @@ def minilm() -> Path:
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = dataclasses.replace(PACKAGED["minilm"], module="no_package_has_this_name")
     monkeypatch.setitem(PACKAGED, "minilm", missing)
-    for open_it in (
+    openers: list[Callable[[], object]] = [
         lambda: build_encoder("transformer", {"model": "minilm"}),
         lambda: find_encoder(Path("minilm")),
-    ):
+    ]
+    for open_it in openers:
         with pytest.raises(BackendError, match=r"model 'minilm' .* pip install '\.\[models\]'"):
             open_it()
 
@@ -88,3 +93,35 @@ def test_the_content_of_a_packaged_model_is_part_of_a_run(minilm: Path, tmp_path
     )
     assert named == placed
     assert "encoder.model" in named
+
+
+HUB = """
+import sys
+from pathlib import Path
+from causalneg.training.config import load_train_config
+from causalneg.training.run import RetrievalTask
+config = load_train_config(None, [f"data={sys.argv[1]}", "encoder.name=transformer", "encoder.model=org/tiny",
+                                  "encoder.offline=true"])
+branch = Path(sys.argv[2]) / "models--org--tiny" / "refs" / "main"
+for commit in sys.argv[3:]:
+    branch.write_text(commit)
+    print(RetrievalTask(config).inputs()["encoder.model"])
+"""
+
+
+def test_a_model_of_the_hub_is_told_apart_by_its_commit(tmp_path: Path) -> None:
+    commits = ["a" * 40, "b" * 40]
+    home = tmp_path / "hub" / "models--org--tiny"
+    for commit in commits:
+        (home / "snapshots" / commit).mkdir(parents=True)
+        (home / "snapshots" / commit / "config.json").write_text("{}")
+    (home / "refs").mkdir()
+    data = tiny_data(tmp_path / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, str(data), str(tmp_path / "hub"), *commits],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_CACHE": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == commits

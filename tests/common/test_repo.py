@@ -43,9 +43,13 @@ def test_constraints_are_plain_versions(pins: dict[str, str]) -> None:
 
 def test_every_requirement_is_pinned_within_its_bounds(project: dict[str, Any], pins: dict[str, str]) -> None:
     known = {canonicalize_name(name): Version(pin) for name, pin in pins.items()}
-    wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
+    extras = project["project"]["optional-dependencies"]
+    wanted = project["project"]["dependencies"] + [line for extra in extras.values() for line in extra]
     for line in wanted:
         requirement = Requirement(line)
+        if requirement.name == project["project"]["name"]:
+            assert requirement.extras <= set(extras), line
+            continue
         assert list(requirement.specifier), f"{line} has no lower bound"
         assert known[canonicalize_name(requirement.name)] in requirement.specifier, line
 

@@ -1,6 +1,7 @@
-"""Pretrained encoders that a package of the Python index ships, by name: ``minilm``.
+"""What a model's name means: a folder, a package of the Python index (``minilm``), or a model on the hub.
 
-They need no hub. A package is found without running its code, and its weights are checked by their hash.
+Packaged models need no hub. A package is found without running its code, and its weights are checked by their
+hash. What a name on the hub stands for is told by the commit, since a branch moves on.
 """
 
 from __future__ import annotations
@@ -79,3 +80,32 @@ def locate_model(name: str | Path) -> str | Path:
             f"install {known.requirement} again"
         )
     return folder
+
+
+def hub_commit(name: str, *, revision: str | None = None, offline: bool = False) -> str:
+    """The commit that a model's name on the hub stands for at present.
+
+    Without a network it is that of the copy in the cache.
+
+    Args:
+        name: Name on the Hugging Face hub.
+        revision: Branch, tag or commit.
+        offline: Whether to look only on this machine.
+
+    Raises:
+        BackendError: The model is neither in the cache nor can be fetched.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        found = cached_file(name, "config.json", revision=revision, local_files_only=offline)
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"model '{name}' is no folder here and could not be fetched ({' '.join(str(error).split())}); "
+            f"put config.json, model.safetensors, tokenizer.json and tokenizer_config.json into a folder and "
+            f"give its path"
+        ) from error
+    commit = extract_commit_hash(found, None)
+    if commit is None:
+        raise BackendError(f"model '{name}': the cache at {found} does not tell the commit; delete it")
+    return str(commit)

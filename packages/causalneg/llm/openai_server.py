@@ -285,8 +285,12 @@ class OpenAIBackend(ChatBackend):
         return BackendError(f"{endpoint.url}: wants a key; set {self._key_variable} to it")
 
     def stream(self, take: Callable[[], ChatRequest | None]) -> Iterator[Outcome]:
-        """Answer requests as they come; see the protocol."""
-        done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        """Answer requests as they come; see the protocol.
+
+        An answer keeps its place at its endpoint until the next one is asked for, by which time it is written
+        down: a process that is killed has paid for as many answers as were on their way at most.
+        """
+        done: queue.SimpleQueue[tuple[Outcome, _Endpoint] | BaseException] = queue.SimpleQueue()
         tasks: set[asyncio.Task[None]] = set()
 
         async def answer(request: ChatRequest) -> None:
@@ -313,14 +317,23 @@ class OpenAIBackend(ChatBackend):
                     pending += 1
                 if not pending:
                     return
-                outcome = done.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
+                answered = done.get()
+                if isinstance(answered, BaseException):
+                    raise answered
                 pending -= 1
-                yield outcome
+                outcome, endpoint = answered
+                try:
+                    yield outcome
+                finally:
+                    if not self._closed:
+                        self._loop.call_soon_threadsafe(self._release, endpoint)
         finally:
             if pending and not self._closed:
                 self._run(self._cancel(tasks))
+                while not done.empty():
+                    answered = done.get()
+                    if not isinstance(answered, BaseException):
+                        self._loop.call_soon_threadsafe(self._release, answered[1])
 
     def _wanted(self) -> int:
         """Requests to have at hand, so that no endpoint waits for the next one."""
@@ -370,44 +383,51 @@ class OpenAIBackend(ChatBackend):
                 endpoint.in_flight += 1
                 waiter.set_result(endpoint)
 
-    async def _answer(self, request: ChatRequest) -> Outcome:
-        """Ask until there is an answer, or no hope of one."""
+    async def _answer(self, request: ChatRequest) -> tuple[Outcome, _Endpoint]:
+        """Ask until there is an answer, or no hope of one; also the endpoint, whose place is still taken."""
         key = request.key
         attempts = sent = read = written = 0
         first_refused: float | None = None
         while True:
             endpoint = await self._slot()
+            keep = False
             began, mode, without = self._loop.time(), endpoint.mode, frozenset(endpoint.without)
             sent += 1
             try:
-                text, finish, tokens = await self._ask(endpoint, request, mode, without)
-                read, written = read + tokens[0], written + tokens[1]
-                endpoint.worked()
-                last = attempts + 1 >= self._attempts
-                value, repaired = read_answer(text, request.shape, cut=finish == "length", salvage=last)
-                return ChatResult(key, value, read, written, sent, repaired or finish == "length")
-            except BadAnswerError as error:
-                trouble = _Trouble(error.kind, error.detail)
-                request = request.again(attempts + 1, longer=error.kind == "cut answer")
-            except openai.OpenAIError as error:
-                trouble = self._explain(endpoint, error, began, mode, without)
-            except _Trouble as error:
-                trouble = error
-                read, written = read + error.tokens[0], written + error.tokens[1]
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                trouble = _Trouble("server error", f"a reply that is none ({type(error).__name__})")
+                try:
+                    text, finish, tokens = await self._ask(endpoint, request, mode, without)
+                    read, written = read + tokens[0], written + tokens[1]
+                    endpoint.worked()
+                    last = attempts + 1 >= self._attempts
+                    value, repaired = read_answer(text, request.shape, cut=finish == "length", salvage=last)
+                    keep = True
+                    return ChatResult(
+                        key, value, read, written, sent, repaired or finish == "length"
+                    ), endpoint
+                except BadAnswerError as error:
+                    trouble = _Trouble(error.kind, error.detail)
+                    request = request.again(attempts + 1, longer=error.kind == "cut answer")
+                except openai.OpenAIError as error:
+                    trouble = self._explain(endpoint, error, began, mode, without)
+                except _Trouble as error:
+                    trouble = error
+                    read, written = read + error.tokens[0], written + error.tokens[1]
+                except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                    trouble = _Trouble("server error", f"a reply that is none ({type(error).__name__})")
+                now = self._loop.time()
+                attempts += trouble.counts
+                if trouble.kind == "rate limited":
+                    first_refused = began if first_refused is None else first_refused
+                    late = now - first_refused > self._patience
+                else:
+                    late = attempts >= self._attempts
+                if trouble.final or late:
+                    detail = self._shown(f"{endpoint.url}: {trouble.detail}")
+                    keep = True
+                    return ChatFailure(key, trouble.kind, detail, read, written, sent), endpoint
             finally:
-                self._release(endpoint)
-            now = self._loop.time()
-            attempts += trouble.counts
-            if trouble.kind == "rate limited":
-                first_refused = began if first_refused is None else first_refused
-                late = now - first_refused > self._patience
-            else:
-                late = attempts >= self._attempts
-            if trouble.final or late:
-                detail = self._shown(f"{endpoint.url}: {trouble.detail}")
-                return ChatFailure(key, trouble.kind, detail, read, written, sent)
+                if not keep:
+                    self._release(endpoint)
             if trouble.counts and trouble.kind in ("server error", "timeout"):
                 await asyncio.sleep(self._wait(attempts - 1))
 

@@ -17,7 +17,7 @@ from causalneg.data import Dataset, Report, passage_key, read_dataset, read_exam
 from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.readers import find_reader
 from causalneg.data.schema import Example, Passage
-from causalneg.encoders.models import PACKAGED
+from causalneg.encoders.models import PACKAGED, hub_commit
 from causalneg.encoders.saved import encoder_folder
 from causalneg.training.config import RENAMED, TrainConfig
 from common.cli import report as to_stderr
@@ -245,12 +245,14 @@ class RetrievalTask(Task):
         files |= {"voices": config.voices} if config.voices else {}
         found |= {key: fingerprint([path]) for key, path in files.items()}
         options = config.encoder.options
-        folders = {f"encoder.{key}": options.get(key) for key in ("folder", "model")}
-        found |= {
-            key: encoder_fingerprint(Path(path))
-            for key, path in folders.items()
-            if path is not None and (key == "encoder.folder" or Path(path).is_dir() or str(path) in PACKAGED)
-        }
+        if (folder := options.get("folder")) is not None:
+            found["encoder.folder"] = encoder_fingerprint(Path(folder))
+        if (model := options.get("model")) is not None:
+            found["encoder.model"] = (
+                encoder_fingerprint(Path(model))
+                if Path(model).is_dir() or model in PACKAGED
+                else hub_commit(model, revision=options["revision"], offline=options["offline"])
+            )
         return found | ({"--skip-bad": "yes"} if self._skip_bad else {})
 
     def label(self) -> str:

@@ -105,7 +105,7 @@ class RedisMemories:
         """The memory of a user, or None; what cannot be read counts as absent."""
         content = self._redis.get(self._prefix + user)
         try:
-            return None if content is None else load_memory(content)
+            return load_memory(content) if isinstance(content, bytes) else None
         except (ValueError, KeyError, SafetensorError):
             return None
 

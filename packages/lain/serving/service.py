@@ -1,7 +1,7 @@
 """A small HTTP service of a trained run: ``/encode``, ``/score``, ``/health``, ``/metrics``.
 
 Stateless beside its store of memories, which may forget: a user that it does not know is a 404, and the
-client sends the history again (to ``/encode``, or with the request). A client's mistake is a 4xx with one line.
+client sends the history again (to ``/encode``, or with the request). A client mistake is a 4xx with one line.
 """
 
 from __future__ import annotations
