@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,9 @@ def test_a_whole_study_and_a_second_call_that_only_prints(study: Path, tmp_path:
     # A tag without the study's reference is told against its own first arm.
     assert "- dense [95 %]" in table.split("## test, by an encoder")[1].split("##")[0]
     assert "% false negatives" in table
+    # Signals are those of the held-out queries for every arm, so that all begin at the untrained encoder's.
+    signals = table.split("## Signals while training")[1].split("##")[0]
+    assert len(set(re.findall(r"\| +(\S+) -> \S+ \| +(\S+) -> ", signals))) == 1
     for plot in ("ndcg.png", "similarity.png", "source_auc.png"):
         assert imread(out / plot).ndim == 3
     assert not list(out.rglob("*.ckpt"))  # the weights lie in encoder/
