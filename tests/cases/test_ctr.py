@@ -84,7 +84,7 @@ def base(cases: Path, lain: Command, config: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.parametrize(
-    ("name", "feature"), [("p_newitem", "item_id"), ("p_newcat", "cate_id"), ("p_newhour", "hour")]
+    ("name", "feature"), [("p_newitem", "item_id"), ("p_newcat", "category"), ("p_newhour", "hour")]
 )
 def test_02_what_a_run_has_never_seen_is_named(
     base: Path, lain: Command, name: str, feature: str, tmp_path: Path
@@ -161,7 +161,7 @@ def test_10_hashed_values_are_named_with_what_to_do(case: Case, lain: Command, c
     named = done.stderr.split("feature '")[1].split("'")[0]
     assert named in line
     assert "model.hidden" not in line
-    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+    assert not list(Path("runs").glob("*"))
 
 
 def test_11_a_validation_of_one_class_is_said_and_shows_no_nan(
@@ -208,7 +208,7 @@ def test_14_types_of_parquet(case: Case, lain: Command) -> None:
     for name in ("t_types", "t_fixedlist", "t_large", "t_dict_int"):
         works(lain("prepare", "reczoo", name, f"data/{name}", "--quiet"))
     for name, where in (
-        ("t_dict_str", "column 'cate_id' must hold whole numbers"),
+        ("t_dict_str", "column 'category' must hold whole numbers"),
         ("t_null_cat", "no value"),
         ("t_null_hist", "no list"),
         ("t_null_in_hist", "a list with a missing entry"),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.cli import report
 from common.config import to_dict
 from common.files import atomic_write, sync
-from common.redact import redact, redact_arguments, redacted_command_line
+from common.redact import redact, redact_arguments, redact_text, redacted_command_line
 from common.training.config import TrackingConfig
 
 
@@ -123,6 +123,8 @@ class Console(_Named):
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Show the whole metrics of a validation, or the loss of a training step; the rest stays in the file.
 
+        A metric without a value is left out: why it has none is said apart.
+
         Args:
             metrics: Values by name.
             step: Step of the optimiser, from 0.
@@ -130,7 +132,8 @@ class Console(_Named):
         shown = [
             f"{name} {value:.4f}"
             for name, value in metrics.items()
-            if name == "train/loss" or (re.fullmatch("valid/[^/]+", name) and not float(value).is_integer())
+            if name == "train/loss"
+            or (re.fullmatch("valid/[^/]+", name) and math.isfinite(value) and not float(value).is_integer())
         ]
         if shown:
             epoch = int(metrics.get("epoch", 0)) + 1
@@ -166,10 +169,10 @@ class WandbRun(WandbLogger):
             atomic_write(kept, uuid4().hex[:8] + "\n")
         super().__init__(
             name=run_dir.name,
-            project=config.project or project,
+            project=redact_text(config.project or project),
             save_dir=run_dir,
             id=kept.read_text(encoding="utf-8").strip(),
-            group=config.group,
+            group=redact_text(config.group) if config.group else None,
             config=safe,
             settings=Settings(
                 silent=True,

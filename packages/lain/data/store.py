@@ -77,7 +77,7 @@ def _load(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; prepare the data again") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # broken bytes raise anything
         raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         found, wanted = f"{array.dtype}{list(array.shape)}", f"{np.dtype(dtype)}{list(shape)}"
@@ -131,7 +131,6 @@ class Store:
                 shape.
         """
         about = _read_about(path)
-        _check_files(path, about.get("files", {}))
         features = tuple(Feature(**feature) for feature in about["features"])
         counts = {"items": about["num_items"], "users": about["num_users"]}
         tables: dict[str, dict[str, np.ndarray]] = {folder: {} for folder in counts}
@@ -169,6 +168,7 @@ class Store:
         )
         for split in store.splits:
             store.split(split)
+        _check_files(path, about.get("files", {}))
         return store
 
     def split(self, name: str) -> Split:
@@ -233,22 +233,35 @@ def _read_about(path: Path) -> dict[str, Any]:
     missing = sorted(keys - set(about)) if isinstance(about, dict) else sorted(keys)
     if missing:
         raise DataError(f"{file}: lacks {', '.join(missing)}; prepare the data again")
-    if "checksum" in about and about["checksum"] != checksum(about):
-        raise DataError(f"{file}: was changed after it was made; prepare the data again")
     if about["version"] not in READABLE:
         readable = " and ".join(map(str, READABLE))
         raise DataError(f"{file}: version {about['version']}, this program reads versions {readable}; "
                         "prepare the data again")  # fmt: skip
+    if "checksum" in about and about["checksum"] != _checksum(about):
+        raise DataError(f"{file}: was changed after it was made; prepare the data again")
     return {"vocabularies": [], **about}
 
 
-def checksum(about: Mapping[str, Any]) -> str:
+def sealed(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``dataset.json`` says of a store, with all that shows later whether something was changed.
+
+    Args:
+        folder: The store, all of its files written.
+        about: Everything else that ``dataset.json`` says.
+    """
+    features = [Feature(**feature) for feature in about["features"]]
+    schema = schema_text(features, about["num_items"], about["num_users"], about["splits"])
+    whole = {**about, "fingerprint": fingerprint(folder, schema), "files": _file_sums(folder)}
+    return {**whole, "checksum": _checksum(whole)}
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
     """What tells two contents of ``dataset.json`` apart, but for the checksum itself in it."""
     rest = {key: value for key, value in about.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def file_sums(folder: Path) -> dict[str, list[Any]]:
+def _file_sums(folder: Path) -> dict[str, list[Any]]:
     """Size of every file of a store, and the checksum of its content if it is small, by its path inside."""
     found = {}
     for file in _content(folder):
@@ -259,7 +272,7 @@ def file_sums(folder: Path) -> dict[str, list[Any]]:
 
 
 def _check_files(folder: Path, sums: Mapping[str, Sequence[Any]]) -> None:
-    """Compare sizes and the content of small files with what :func:`file_sums` found when they were made."""
+    """Compare sizes and the content of small files with what :func:`_file_sums` found when they were made."""
     wrong = []
     for name, (size, content) in sums.items():
         file = folder / name

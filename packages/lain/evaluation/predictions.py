@@ -86,9 +86,7 @@ class Predictions:
             DataError: The labels are not known.
         """
         if not self.labelled:
-            raise DataError(
-                "these rows have no labels to compare scores with; `lain predict` scores them"
-            )
+            raise DataError("these rows have no labels to compare scores with; `lain predict` scores them")
         return ctr_metrics(
             label=self.label,
             score=self.score,

@@ -40,7 +40,7 @@ from jaxtyping import Int, Shaped
 
 from common.cli import report
 from common.config import load
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, nearest
 from common.ragged import Ragged
 from lain.data.schema import RESERVED, UNLABELLED, Feature, Kind, Source
 from lain.data.writer import ArrayWriter, StoreWriter
@@ -153,12 +153,11 @@ class _Source:
 
     @property
     def unlabelled(self) -> list[str]:
-        """Splits to be scored alone: without labels, where the training rows do not lack them too."""
-        label = self.schema.columns.label
-        train = self.splits.get("train")
-        if train is not None and label not in train.types:
+        """The split of rows to be scored alone, if it has no labels; a name misspelt is none of these."""
+        label, train, test = self.schema.columns.label, self.splits.get("train"), self.splits.get("test")
+        if test is None or label in test.types or nearest(label, test.types) is not None:
             return []
-        return [name for name, table in self.splits.items() if name == "test" and label not in table.types]
+        return ["test"] if train is None or label in train.types else []
 
     def column(self, feature: Feature) -> str:
         """The column that a feature comes from."""
