@@ -60,6 +60,9 @@ def right_answer(messages: list[dict[str, str]]) -> str:
     if "Write it anew" in last:
         passage = last.split("\n")[1]
         return json.dumps({"text": f"In other words: {passage}"})
+    if "different queries that it answers" in last:
+        passage = last.split("\n")[2]
+        return json.dumps({"questions": [f"What is told of {' '.join(passage.split()[:9])}?"]})
     return json.dumps({"reason": "It says nothing of it.", "verdict": "related"})
 
 

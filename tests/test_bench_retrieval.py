@@ -225,3 +225,18 @@ def test_quick_run_writes_the_figures(tmp_path: Path) -> None:
     assert all(one["peer"] is not None for one in rows[:-1])
     assert "n/a" not in done.stdout
     assert "short of" in done.stdout or "met" in done.stdout
+
+
+@pytest.mark.slow
+def test_quick_serving_measures_search_and_service_and_equals_evaluate(tmp_path: Path) -> None:
+    out = tmp_path / "search.json"
+    command = [sys.executable, str(BENCH / "bench_retrieval.py"), "--serving", "--quick", "--out", str(out)]
+    packages = str(BENCH.parents[1] / "packages")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": packages})
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert figures["equal to evaluate"]
+    assert figures["hnsw recall"] > 0.9
+    assert len(figures["rows"]) == 9
+    assert all(row["p50"] <= row["p95"] <= row["p99"] and row["per_second"] > 0 for row in figures["rows"])
+    assert "equals evaluate" in done.stdout

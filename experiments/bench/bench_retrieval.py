@@ -570,14 +570,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--seconds", default=4.0, show_default=True, help="Least length of a turn; no step is cut.")
 @click.option("--quick", is_flag=True, help="Tiny sizes, one turn: shows that it runs, not how fast.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only this part; may be repeated.")
+@click.option("--serving", is_flag=True, help="Latency and throughput of search instead: bench_search.py.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results.")
-def main(turns: int, seconds: float, quick: bool, only: tuple[str, ...], out: Path | None) -> None:
+def main(
+    turns: int, seconds: float, quick: bool, only: tuple[str, ...], serving: bool, out: Path | None
+) -> None:
     """Measure training, encoding and mining, and print a table, beside sentence-transformers."""
     begin = time.perf_counter()
     sizes = QUICK if quick else Sizes()
-    out = out or ROOT / "runs" / f"bench-retrieval{'-quick' if quick else ''}.json"
+    name = f"bench-{'search' if serving else 'retrieval'}{'-quick' if quick else ''}"
+    out = out or ROOT / "runs" / f"{name}.json"
     with_peer = importlib.util.find_spec(PEER) is not None
-    if not with_peer:
+    if not with_peer and not serving:
         click.echo("sentence-transformers is not installed: there is nothing to compare with", err=True)
 
     def report(part: str) -> None:
@@ -592,6 +596,11 @@ def main(turns: int, seconds: float, quick: bool, only: tuple[str, ...], out: Pa
     with tempfile.TemporaryDirectory() as folder:
         report("generating texts")
         files = make_data(sizes, Path(folder))
+        if serving:
+            from bench_search import bench_search
+
+            click.echo(bench_search(Path(folder), seconds=0.2 if quick else seconds, out=out, report=report))
+            return
         bench = Bench(
             sizes=sizes,
             files=files,

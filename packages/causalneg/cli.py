@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from causalneg.data import FORMATS
-from causalneg.generation.commands import generate, teach, verify
+from causalneg.generation.commands import generate, relabel, teach, verify
+from causalneg.options import (
+    DEVICES,
+    DRY_RUN,
+    FILE,
+    FOLDER,
+    LANGUAGE,
+    PATH,
+    QUIET,
+    SEARCH,
+    SKIP_BAD,
+    TRUST,
+    reading_options,
+)
+from causalneg.recipe.commands import questions, recipe
+from causalneg.serving.commands import encode, index, search, serve
 from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
-from common.errors import ConfigError, suggest
+from common.errors import ConfigError
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
@@ -23,6 +36,7 @@ from common.study.command import report_options, study_options
 if TYPE_CHECKING:
     from causalneg.encoders.saved import Reading
 
+<<<<<<< HEAD
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 PATH = click.Path(path_type=Path)
@@ -100,6 +114,8 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
         wrapped = option(wrapped)
     return wrapped
 
+=======
+>>>>>>> next
 
 def _tell(line: str) -> None:
     """Say something beside the result."""
@@ -248,7 +264,10 @@ def mine(
 
 main.add_command(generate)
 main.add_command(verify)
+main.add_command(relabel)
 main.add_command(teach)
+for _command in (encode, index, search, serve, recipe, questions):
+    main.add_command(_command)
 
 
 @main.command()
@@ -417,6 +436,54 @@ def check(
     click.echo(ladder.to_markdown())
     for line in ladder.words():
         click.echo(line)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@click.option("--run", type=FOLDER, help="A trained run, beside its start encoder.")
+@click.option("--encoder", type=FOLDER, help="An encoder's folder, or minilm.")
+@click.option("--split", default="test", show_default=True, help="Queries of the world DATA.")
+@click.option(
+    "--set", "examples", type=FILE, help="Set of verified written negatives, where DATA is no world."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many queries.")
+@LANGUAGE
+@reading_options
+@TRUST
+@DEVICES
+@click.option("--seed", default=0, show_default=True, help="Of the rewriting.")
+@SKIP_BAD
+def violations(
+    data: Path,
+    run: Path | None,
+    encoder: Path | None,
+    split: str,
+    examples: Path | None,
+    limit: int | None,
+    language: str | None,
+    reading: Reading,
+    trust_remote_code: bool,
+    devices: tuple[str, ...],
+    seed: int,
+    skip_bad: bool,
+) -> None:
+    """Show whether a retriever ranks answer > one requirement violated > two violated, on DATA.
+
+    On the embedded world answers are rewritten, and what a text violates is counted by reading it back. On
+    real text the verified written negatives of a --set violate one. Shares of pairs in the right order, a
+    half for equal scores, with intervals over queries; chance is .5.
+    """
+    from causalneg.commands import violations as measure
+    from causalneg.evaluation.violations import violations_table
+
+    found = measure(
+        data, split=split, run=run, encoder=encoder, examples=examples, reading=reading, limit=limit,
+        language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
+        skip_bad=skip_bad, report=_tell,
+    )  # fmt: skip
+    click.echo(
+        violations_table(f"{data.resolve().name} {split if examples is None else examples.name}", found)
+    )
 
 
 @main.command()

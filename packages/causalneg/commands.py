@@ -8,12 +8,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from causalneg.data import Dataset, Report, read_dataset, write_examples
+from causalneg.data import Dataset, Report, read_dataset, read_examples, write_examples
 from causalneg.data.readers import find_reader
 from causalneg.encoders import Encoder, find_encoder
 from causalneg.encoders.models import PACKAGED
@@ -26,10 +27,18 @@ from causalneg.evaluation.evaluate import (
     evaluate_resumable,
 )
 from causalneg.evaluation.ladder import BESIDE, BM25, MEASURE, Ladder
+from causalneg.evaluation.violations import (
+    Measured,
+    measure_violations,
+    retriever_score,
+    set_violations,
+    world_violations,
+)
 from causalneg.mining import MiningReport, MiningRules, find_candidates, mine
 from causalneg.search import SEARCHERS, Collection, check_device, unmatched_warning
 from causalneg.training.config import RENAMED, TrainConfig
 from causalneg.training.run import Library, splits_of
+from causalneg.world import find_world
 from common.errors import DataError
 from common.files import atomic_write, beside
 from common.metrics.retrieval import MEASURES, RetrievalMetrics
@@ -287,6 +296,74 @@ def check(
         )
         found[name] = one.metrics
     return Ladder.of(f"{dataset.name} {split}", found)
+
+
+def violations(
+    data: Path,
+    *,
+    split: str = "test",
+    run: Path | None = None,
+    encoder: Path | None = None,
+    examples: Path | None = None,
+    reading: Reading | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+    devices: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    skip_bad: bool = False,
+    report: Report | None = None,
+) -> dict[str, Measured]:
+    """Measure whether BM25 and an encoder rank answers above texts that violate one requirement, and two.
+
+    Args:
+        data: The data set; a world, unless there is a set.
+        split: Split of its judgements.
+        run: A trained run; its start encoder is measured beside it.
+        encoder: An encoder's folder, or ``minilm``.
+        examples: Training set whose verified written negatives are the texts; None: rewritten in the world.
+        reading: What is read otherwise than the encoder's folder says.
+        limit: Only the first so many queries.
+        language: Name or code of the corpus's language, for BM25; None detects it.
+        devices: Devices to encode on.
+        trust_remote_code: Whether code that lies in the encoder's folder may run.
+        seed: Of the rewriting.
+        skip_bad: Whether malformed lines are left out.
+        report: Takes lines that a user should know.
+
+    Raises:
+        DataError: The data are no world and there is no set, or something cannot be read.
+    """
+    world = find_world(data)
+    if world is None and examples is None:
+        raise DataError(
+            f"{data}: is no world, where violations are exact; name a set of verified written negatives "
+            "(--set)"
+        )
+    splits = [split] if examples is None else []
+    dataset = read_dataset(data, splits=splits, skip_bad=skip_bad, report=report)
+    if examples is not None:
+        graded = set_violations(read_examples(examples, skip_bad=skip_bad, report=report)[:limit], dataset)
+    else:
+        assert world is not None
+        graded = world_violations(world, dataset, split, limit=limit, seed=seed)
+    models: dict[str, Encoder] = {}
+    if encoder is not None:
+        opened = _opened(encoder, trust_remote_code, reading=reading, report=report)
+        assert opened is not None
+        models[encoder.name] = opened
+    if run is not None:
+        models["start"] = _start_encoder(run, skip_bad=skip_bad)
+        models[f"trained ({run.resolve().name})"] = find_encoder(run, trust_remote_code=trust_remote_code)
+    corpus = [document.content for document in dataset.documents]
+    named = text_collection(corpus, language, report).language.name
+    by_words = retriever_score("bm25", corpus, lambda texts: Collection(texts, language=named))
+    found = {BM25: measure_violations(graded, by_words)}
+    for name, model in models.items():
+        place(model, devices)
+        score = retriever_score("exact", [], partial(Collection.encoded, encoder=model))
+        found[name] = measure_violations(graded, score)
+    return found
 
 
 def propose_validation(config: TrainConfig, report: Report) -> None:

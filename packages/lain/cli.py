@@ -12,7 +12,11 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
+<<<<<<< HEAD
 from common.errors import ConfigError, DataError
+=======
+from common.errors import ConfigError, suggest
+>>>>>>> next
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -24,6 +28,8 @@ def main() -> None:
     r"""Click-through prediction for users whose histories are short and long at once.
 
     \b
+    From a log of your own to a model that can be served:
+      lain recipe clicks.csv mine
     A first run, on the embedded world:
       lain world data/world
       lain train experiments/ctr/train.yaml data=data/world
@@ -64,6 +70,13 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
 @click.option("--download", is_flag=True, help="Fetch a public data set into SOURCE first.")
 @click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
+@click.option(
+    "--from",
+    "before",
+    type=FOLDER,
+    metavar="RUN",
+    help="Take over schema, ids and scales of RUN; new values get ids behind (log).",
+)
 @click.option("--quiet", is_flag=True, help="No progress lines.")
 def prepare(
     format: str,
@@ -72,6 +85,7 @@ def prepare(
     schema: Path | None,
     download: bool,
     propose: bool,
+    before: Path | None,
     quiet: bool,
 ) -> None:
     r"""Turn a log of your own or a public data set in SOURCE into a prepared one in OUT.
@@ -101,11 +115,12 @@ def prepare(
         raise click.UsageError("Missing argument 'OUT'.")
     if download:
         fetch(format, source)
-    prepare_format(format, source, out, schema=schema, progress=not quiet)
+    prepare_format(format, source, out, schema=schema, before=before, progress=not quiet)
     click.echo(out)
 
 
 @main.command()
+<<<<<<< HEAD
 @click.argument("data", type=FOLDER)
 def verify(data: Path) -> None:
     """Read every byte of the prepared data set DATA and compare it with its fingerprint.
@@ -117,14 +132,70 @@ def verify(data: Path) -> None:
     store = Store.open(data)
     store.verify()
     click.echo(store.fingerprint)
+=======
+@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--minutes",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Time for all of it.",
+)
+@click.option(
+    "--schema", type=click.Path(path_type=Path, exists=True), help="YAML instead of a proposed one."
+)
+@click.option("--backbone", default="twin", show_default=True, help="Backbone of both models.")
+@click.option("--workers", type=click.IntRange(1), help="Runs at a time; by default 2, or 1 on one core.")
+def recipe(
+    log: Path, out: Path, minutes: float, schema: Path | None, backbone: str, workers: int | None
+) -> None:
+    """From a LOG to a model that can be served, in one command.
+
+    LOG is CSV, TSV or Parquet of events (one file, a folder, a pattern in quotes), or a folder with the files
+    of a public log. Proposes a schema (OUT/log.yaml) and says what it assumed, prepares, chooses a learning
+    rate on validation rows, trains a base model and LAIN, and compares them by history length on test rows.
+
+    Asks nothing. Edit OUT/log.yaml and give the same command again to go on from it; stopped at any moment,
+    the same command goes on where it was. Leaves OUT/page.html, the better model by validation rows in
+    OUT/model, and the study in OUT/study. The last line printed serves the model.
+    """
+    from lain.backbones import BACKBONES
+    from lain.study.recipe import recipe as follow
+
+    if backbone not in BACKBONES.names():
+        raise ConfigError(
+            f"backbone: '{backbone}' is not one of {', '.join(BACKBONES.names())}"
+            f"{suggest(backbone, BACKBONES.names())}"
+        )
+    found = follow(
+        log, out, minutes=minutes, schema=schema, backbone=backbone, workers=workers, report=report
+    )
+    click.echo(found.words)
+    click.echo(f"the better model on validation rows: {found.arm}, {found.model}")
+    click.echo(f"the comparison: {found.page}")
+    click.echo(f"lain serve {found.model}")
+>>>>>>> next
 
 
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--from", "start", type=FOLDER, metavar="RUN", help="Start from the best weights of RUN, on older data."
+)
+@click.option(
+    "--same-encoding", is_flag=True, help="With --from: ids of both data stand for the same things."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and train nothing.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+def train(
+    config: Path, overrides: tuple[str, ...], start: Path | None, same_encoding: bool, dry_run: bool
+) -> None:
     """Train the model that CONFIG describes; overrides change single keys (length.preset=lain).
+
+    With --from, `lain prepare log NEWER OUT --from RUN` has prepared the data: new users, items and
+    categories then have ids behind the old ones, whose vectors stay. `lain train RUN/config.yaml data=OUT
+    --from RUN` goes on with all else as it was.
 
     Killed at any moment, the same command goes on where it stopped. The last line printed is the run
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
@@ -138,10 +209,42 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    run = train_task(CTRTask(settings))
+    run = train_task(CTRTask(settings, start=start, same_encoding=same_encoding))
     if not run.trained:
         report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
     click.echo(run.folder)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the search.")
+@click.option("--space", type=click.Path(path_type=Path), help="YAML of what is searched.")
+@click.option("--trials", default=20, show_default=True, type=click.IntRange(1), help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Time after which none begins.")
+def tune(
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    space: Path | None,
+    trials: int,
+    minutes: float | None,
+) -> None:
+    r"""Search for settings of CONFIG, ranked by their best validation.
+
+    \b
+    --space names a YAML file of dotted keys, a list of values or a range each:
+      train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+      model.top_k: [20, 50, 100]
+    Without it learning rate, embedding penalty and width are searched. Trials below the median of the others
+    are cut off. Stopped at any moment, the same command goes on; --trials counts those that are done. Test
+    rows are not looked at. The last line printed, OUT/best.yaml, is the config of the best: lain train it.
+    """
+    from lain.study.tune import BEST
+    from lain.study.tune import tune as search
+
+    click.echo(search(config, overrides, out, space=space, trials=trials, minutes=minutes, report=report))
+    click.echo(out / BEST)
 
 
 @main.command()
@@ -286,17 +389,22 @@ def diagnose(run: Path, rows: int) -> None:
 @click.argument("run", type=FOLDER)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port.")
-@click.option("--store", default="memory", show_default=True, help="Memories of users: memory or redis://...")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@click.option(
+    "--store", default="memory", show_default=True, help="Memories of users: memory, FILE.sqlite, redis://..."
+)
 @click.option(
     "--store-megabytes",
     default=1024,
     show_default=True,
     type=click.IntRange(1),
-    help="Bound of that in memory.",
+    help="Bound of that in memory or in a file.",
 )
 @click.option("--data", type=FOLDER, help="Prepared data, for a run that does not keep its items' features.")
-def serve(run: Path, host: str, port: int, store: str, store_megabytes: int, data: Path | None) -> None:
-    r"""Serve a trained RUN over HTTP.
+def serve(
+    run: Path, host: str, port: int, workers: int, store: str, store_megabytes: int, data: Path | None
+) -> None:
+    r"""Serve a trained RUN over HTTP; prints the address.
 
     \b
     POST /encode   {"user": "u1", "history": ["i1", "i2"]}          read a user's history once
@@ -304,25 +412,44 @@ def serve(run: Path, host: str, port: int, store: str, store_megabytes: int, dat
     GET  /health, /metrics (Prometheus)
 
     Ids and values are those of the log that RUN was trained on. Keeps nothing but memories of users, which it
-    may forget: a user without one is a 404, and the client sends the history again. Workers share a Redis.
+    may forget: a user without one is a 404, and the client sends the history again. Several --workers share
+    a file or a Redis, in which memories outlive a worker that is killed; it is replaced.
     """
     try:
-        import uvicorn
-
-        from lain.serving.service import make_app
+        from lain.serving.service import serve as serve_run
     except ImportError as error:
         raise ConfigError(
             f"lain serve needs FastAPI and uvicorn ({error}); pip install 'causalneg-lain[serve]'"
         ) from None
-    import torch
+    serve_run(
+        run,
+        host=host,
+        port=port,
+        workers=workers,
+        store=store,
+        most_bytes=store_megabytes << 20,
+        data=data,
+        report=click.echo,
+    )
 
-    from lain.serving.memories import open_memories
-    from lain.serving.scorer import Scorer
 
-    memories = open_memories(store, run, most_bytes=store_megabytes << 20)
-    torch.set_num_threads(1)  # requests run side by side
-    app = make_app(Scorer(run, data=data), memories, run=run.resolve().name)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--data", type=FOLDER, help="Prepared data, for a run that does not keep its items' features.")
+def export(run: Path, out: Path, data: Path | None) -> None:
+    """Write the model of a trained RUN for other runtimes into the new folder OUT.
+
+    model.onnx and model.pt2 (torch.export) take one user's history and any number of candidates, as plain
+    tensors; model.safetensors holds the weights; config, vocabularies and README.md (the model card, with the
+    inputs) stand beside. Both programs are compared with RUN itself, to 1e-5, before OUT is there. DIEN has
+    no such form.
+    """
+    from lain.serving.export import export_run
+
+    for line in export_run(run, out, data=data):
+        report(line)
+    click.echo(out)
 
 
 main.add_command(settings_command("lain.training.config:TrainConfig"))

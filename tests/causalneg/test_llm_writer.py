@@ -396,7 +396,7 @@ def test_rewritten_passages_that_do_something_else_now_are_left_out(dataset: Dat
     voices = [
         Example(
             query=pair(n).query,
-            positives=[Passage(**voice(positive, f"d{n}"))],
+            positives=[Passage(**voice(positive, f"d{n}"))],  # type: ignore[arg-type]
             negatives=[
                 Negative(**voice(text, f"c{n}{c}"), source="mined", backend="bm25")  # type: ignore[arg-type]
                 for c, text in zip("ab", negatives, strict=True)

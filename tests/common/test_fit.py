@@ -313,6 +313,39 @@ def test_validation_every_second_epoch(tmp_path: Path) -> None:
     assert [row["epoch"] for row in table(tmp_path) if row["valid/loss"]] == ["1", "3"]
 
 
+def test_validation_by_steps_across_epochs(tmp_path: Path) -> None:
+    _, result = train(tmp_path, settings(epochs=2, check_steps=4))
+    validated = [row for row in table(tmp_path) if row["valid/loss"]]
+    assert [int(row["step"]) for row in validated] == [3, 7, 11]
+    assert [row["epoch"] for row in validated] == ["0", "1", "1"]
+    assert load_checkpoint(result.best_path)["global_step"] in (4, 8, 12)
+    trained = [row for row in table(tmp_path) if row["train/loss"]]
+    assert not any(row["valid/loss"] for row in trained)
+
+
+@pytest.mark.parametrize("at", [5, 8, 10])
+def test_a_run_killed_between_validations_by_steps_ends_the_same(tmp_path: Path, at: int) -> None:
+    config = settings(epochs=2, check_steps=4)
+    whole, expected = train(tmp_path / "whole", config)
+    with pytest.raises(KilledError):
+        train(tmp_path / "parts", config, Kill(at, KilledError()))
+    resumed, result = train(tmp_path / "parts", config)
+    assert_equal(weights(result.last_path), weights(expected.last_path))
+    assert_equal(weights(result.best_path), weights(expected.best_path))
+    assert_equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+
+def test_patience_counts_validations_by_steps(tmp_path: Path) -> None:
+    network, result = train(
+        tmp_path, settings(epochs=3, check_steps=2, patience=2, monitor="valid/auc"), scripted=[0.5] * 3
+    )
+    assert result.stopped_early
+    assert len(network.seen) == 6
+    with pytest.raises(ConfigError, match="check_steps: validates by steps, and check_every=2 by epochs"):
+        settings(check_steps=2, check_every=2)
+
+
 class Line(L.LightningModule):
     """``y = w x`` with the squared error: gradients by hand."""
 

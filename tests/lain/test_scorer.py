@@ -11,33 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import yaml
-from click.testing import CliRunner, Result
 
 from common.errors import DataError
 from lain import Scorer
 from lain.backbones import BACKBONES
-from lain.cli import main
 from lain.data.store import Store
 from lain.serving.scorer import UserMemory
-
-FAST = [
-    "embedding.dim=16",
-    "head.hidden=[24]",
-    "history.max_length=60",
-    "train.batch_size=64",
-    "fit.max_steps=4",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "tracking.wandb=disabled",
-    "diagnose_rows=0",
-]
-
-
-def lain(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == 0, result.output
-    return result
+from tiny_log import lain, make_log_run, train
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +25,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scorer") / "world"
     lain("world", out, "--users", 20, "--seed", 3)
     return out
-
-
-def train(data: Path, *settings: str) -> Path:
-    config = data.parent / "train.yaml"
-    config.write_text(yaml.safe_dump({"data": str(data), "out": str(data.parent / "runs")}))
-    return Path(lain("train", config, *FAST, *settings).output.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -146,45 +120,10 @@ def test_mistakes_are_one_line(scorer: Scorer, world: Path) -> None:
         assert len(caught.value.messages) == 1
 
 
-SCHEMA = """
-columns: {user: who, item: what, time: when, label: clicked}
-ids: {user: true}
-features:
-  topic: {source: item, kind: list, separator: "|", min_count: 1}
-  age: {source: user, kind: numeric}
-  place: {min_count: 1}
-  price: {kind: buckets, buckets: 4}
-  hour: {kind: hour}
-items: [{file: items.csv, key: what}]
-history: {events: clicked == 1, columns: {place: {min_count: 1}}}
-splits: {by: time, fractions: [0.6, 0.2, 0.2]}
-"""
-
-
 @pytest.fixture(scope="module")
 def log_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
     """A run on a log of raw ids, whose data are gone, and that log."""
-    folder, rng, rows = tmp_path_factory.mktemp("log"), np.random.default_rng(1), 300
-    user = rng.integers(9, size=rows)
-    log = pl.DataFrame({
-        "who": [f"u{u}" for u in user], "what": rng.integers(15, size=rows),
-        "when": 1_700_000_000 + np.sort(rng.choice(100_000, rows, replace=False)),
-        "clicked": rng.integers(2, size=rows), "age": 20 + user * 5,
-        "place": [["a", "b", None][n] for n in rng.integers(3, size=rows)],
-        "price": rng.normal(size=rows).round(2),
-    })  # fmt: skip
-    items = {"what": range(15), "topic": [f"t{n % 4}|t{n % 3}" for n in range(15)]}
-    pl.DataFrame(items).write_csv(folder / "items.csv")
-    log.write_csv(folder / "log.csv")
-    (folder / "log.yaml").write_text(SCHEMA)
-    lain("prepare", "log", folder / "log.csv", folder / "data", "--schema", folder / "log.yaml", "--quiet")
-    run = train(folder / "data", "history.columns=[place, gap]", "length.preset=lain", "fit.max_steps=20")
-    kept = folder / "kept"
-    shutil.move(run, kept)
-    for gone in ("data", "runs"):
-        shutil.rmtree(folder / gone)
-    (folder / "items.csv").unlink()
-    return kept, log
+    return make_log_run(tmp_path_factory.mktemp("log"), "fit.max_steps=20")
 
 
 def test_raw_ids_score_as_lain_predict(log_run: tuple[Path, pl.DataFrame], tmp_path: Path) -> None:

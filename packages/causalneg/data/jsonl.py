@@ -96,6 +96,39 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | LineError]]:
+    """The records of a file of JSON lines or, by its ending, of a Parquet file, with their numbers from 1.
+
+    A column of a Parquet file that is null in a row is not there in its record.
+
+    Raises:
+        DataError: A Parquet file cannot be read.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    for number, raw in lines(path):
+        try:
+            yield number, parse_object(raw)
+        except LineError as bad:
+            yield number, bad
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, {key: value for key, value in record.items() if value is not None}
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object on a line.
 
@@ -180,7 +213,7 @@ def _validation_line(error: ValidationError) -> str:
 def read_jsonl(
     path: Path, parse: Callable[[dict[str, Any]], _T], *, skip_bad: bool = False, report: Report | None = None
 ) -> list[_T]:
-    """Every line of a file through a parser.
+    """Every line of a file, or row of a Parquet file, through a parser.
 
     Args:
         path: The file.
@@ -195,13 +228,15 @@ def read_jsonl(
     if not path.is_file():
         raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'missing'}; give a file of JSON lines")
     mistakes = Mistakes(path, skip_bad, report)
-    rows = []
-    for number, raw in lines(path):
+    found = []
+    for number, record in rows(path):
         try:
-            rows.append(parse(parse_object(raw)))
+            if isinstance(record, LineError):
+                raise record
+            found.append(parse(record))
         except ValidationError as error:
             mistakes.add(number, _validation_line(error))
         except LineError as bad:
             mistakes.add(number, str(bad))
     mistakes.settle()
-    return rows
+    return found

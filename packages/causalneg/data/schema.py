@@ -110,12 +110,14 @@ class Passage(_Shape):
         text: Its text; None to read it from the corpus by ``document_id``.
         title: Its title; used only with ``text``.
         voice: Name of the writer that rewrote it without changing what it says; None if nobody did.
+        teacher: Score for the query by a model that reads both together; None if nobody gave one.
     """
 
     document_id: str | None = None
     text: str | None = None
     title: str = ""
     voice: str | None = None
+    teacher: float | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Passage:

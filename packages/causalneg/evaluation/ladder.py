@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.metrics.retrieval import RetrievalMetrics
-from common.report.tables import markdown_table
+from common.report.tables import Table
 from common.stats.bootstrap import Difference, MeanBootstrap, paired_difference
 
 BM25 = "BM25"
@@ -84,6 +85,10 @@ class Ladder:
         return cls(title, found[BM25].queries, tuple(rungs))
 
     def to_markdown(self) -> str:
+        """The ladder as a table in Markdown."""
+        return self.table().markdown()
+
+    def table(self) -> Table:
         """The ladder as a table."""
         rows = [
             [
@@ -96,7 +101,7 @@ class Ladder:
             for rung in self.rungs
         ]
         title = f"{self.title}, {self.queries} queries"
-        return markdown_table([title, "nDCG@10", "95 % interval", "to BM25", "recall@100"], rows)
+        return Table([title, "nDCG@10", "95 % interval", "to BM25", "recall@100"], rows)
 
     def words(self) -> list[str]:
         """A line for each encoder: whether it is above or below BM25, and whether the queries tell."""
@@ -117,6 +122,16 @@ class Ladder:
             lines.append(f"{encoders[1].name} is {lost:.4f} below {encoders[0].name}: training lowered it")
         return lines
 
+    @classmethod
+    def from_json(cls, text: str) -> Ladder:
+        """Read what :meth:`to_json` wrote."""
+        content = json.loads(text)
+        rungs = []
+        for rung in content["rungs"]:
+            against = rung.pop("against_bm25")
+            rungs.append(Rung(**rung, against=None if against is None else _read_difference(against)))
+        return cls(content["title"], content["queries"], tuple(rungs))
+
     def to_json(self) -> str:
         """Everything, as JSON."""
         rungs: list[dict[str, Any]] = [
@@ -127,6 +142,12 @@ class Ladder:
         content = {"title": self.title, "queries": self.queries, "rungs": rungs, "words": self.words()}
         # a single seed has no deviation, and JSON no word for infinite freedom
         return json.dumps(_finite(content), indent=1)
+
+
+def _read_difference(found: dict[str, Any]) -> Difference:
+    """A difference of :meth:`Ladder.to_json`; what has no number there is none here."""
+    absent = {"freedom": math.inf}
+    return Difference(**{k: absent.get(k, math.nan) if v is None else v for k, v in found.items()})
 
 
 def _finite(value: Any) -> Any:

@@ -204,6 +204,48 @@ def verify(
 
 @click.command()
 @click.argument("data", type=FOLDER)
+@click.argument("examples", type=FILE)
+@click.argument("out", type=FILE)
+@_settings
+@click.option("--backend", help="Where a judge runs that is a language model: openai, vllm or transformers.")
+@click.option("--cross-encoder", help="Name or folder of a cross-encoder that judges, and leaves its scores.")
+@click.option("--add", is_flag=True, help="Those that answer become positives, instead of being dropped.")
+@click.option("--truth", help="Split with all true positives, to measure the judge with.")
+def relabel(
+    data: Path,
+    examples: Path,
+    out: Path,
+    cross_encoder: str | None,
+    add: bool,
+    truth: str | None,
+    skip_bad: bool,
+    **given: Any,
+) -> None:
+    """Judge the mined negatives of a training set EXAMPLES; those that answer are dropped, into OUT.
+
+    By a language model (--model, --endpoint) or a cross-encoder, whose scores OUT then holds too, for the
+    loss terms kl and margin-mse. OUT with the ending .relabel.json has the counts and, with --truth, the
+    precision and recall of the judge.
+    """
+    from causalneg.generation.config import JudgeConfig
+    from causalneg.generation.relabel import relabel_set
+
+    more: dict[str, Any] = {}
+    if cross_encoder is not None:
+        if given["judge"] not in (None, "cross-encoder"):
+            raise ConfigError(f"--cross-encoder: judges itself; leave --judge {given['judge']} out")
+        given["judge"], more = "cross-encoder", {"judge.model": cross_encoder}
+    elif given["judge"] is None and (given["model"] or given["endpoints"] or given["backend"]):
+        given["judge"] = "llm"
+    config = _load(JudgeConfig, given, **more)
+    _refuse_unused(config, False, given)
+    counts = relabel_set(data, examples, out, config, add=add, truth=truth, skip_bad=skip_bad, report=report)
+    click.echo(counts.to_markdown())
+    click.echo(out)
+
+
+@click.command()
+@click.argument("data", type=FOLDER)
 @click.argument("mined", type=FILE)
 @click.argument("out", type=FOLDER)
 @click.option("--minutes", type=float, help="Time to train.  [default: 20]")

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from causalneg.generation.totals import Totals, count, damaged, read_identity
 from common.errors import DataError, describe_os_error
 
-Step = Literal["analysis", "negatives", "rewrite", "judge"]
+Step = Literal["analysis", "negatives", "rewrite", "judge", "question"]
 """What a call or a job is for."""
 
 Role = Literal["writer", "judge"]

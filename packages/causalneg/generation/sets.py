@@ -205,10 +205,10 @@ def verify_set(
     checked = verify(found, dataset, world=world)
     counts = checked.report.to_markdown()
     if config.judge is not None:
-        with Journal(beside(out, ".journal"), report=report) as journal, _Models(config, report) as models:
-            judge, judged = models.judge(journal)
-            assert judge is not None
-            assert judged is not None
+        with (
+            Journal(beside(out, ".journal"), report=report) as journal,
+            open_judge(config, journal, report) as (judge, judged),
+        ):
             reviewed = review(checked, dataset, judge, judged, budget=config.budget)
         _refuse(_unjudged(reviewed, config, report), out, config)
         checked = reviewed.checked
@@ -271,6 +271,25 @@ class _Models:
         judge = component.build(backend=backend, profile=self.config.profile)
         judge.prepare([])  # loads it: a model that is none is told before anything is written
         return judge, journal.ledger("judge", judge.identity)
+
+
+@contextmanager
+def open_judge(config: JudgeConfig, journal: Journal, report: Report) -> Iterator[tuple[Judge, Ledger]]:
+    """The judge that a config names, and its part of a journal.
+
+    Args:
+        config: Who judges; somebody must be named.
+        journal: Where answers are kept.
+        report: Where lines for the user go.
+
+    Raises:
+        BackendError: It cannot be had.
+    """
+    with _Models(config, report) as models:
+        judge, ledger = models.judge(journal)
+        assert judge is not None
+        assert ledger is not None
+        yield judge, ledger
 
 
 def _writer(

@@ -6,7 +6,9 @@ Pure functions on embeddings, and a :class:`Term` for each that a config can nam
 from causalneg.losses.entropy import EntropyTerm, query_view_entropy
 from causalneg.losses.info_nce import Candidates, info_nce
 from causalneg.losses.matching import MatchingTerm, distribution_matching, easy_negatives, hardness_gap
+from causalneg.losses.matryoshka import MatryoshkaTerm
 from causalneg.losses.similarity import Gradient, own_similarity
+from causalneg.losses.teacher import KLTerm, MarginMSETerm, margin_mse, teacher_kl
 from causalneg.losses.term import EmbeddedBatch, Term
 from common.config import Registry
 
@@ -20,8 +22,10 @@ __all__ = [
     "easy_negatives",
     "hardness_gap",
     "info_nce",
+    "margin_mse",
     "own_similarity",
     "query_view_entropy",
+    "teacher_kl",
 ]
 
 TERMS: Registry[Term] = Registry("loss term")
@@ -29,3 +33,6 @@ TERMS: Registry[Term] = Registry("loss term")
 
 TERMS.add("entropy", EntropyTerm)
 TERMS.add("matching", MatchingTerm)
+TERMS.add("kl", KLTerm)
+TERMS.add("margin-mse", MarginMSETerm)
+TERMS.add("matryoshka", MatryoshkaTerm)

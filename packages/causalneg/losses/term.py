@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,10 @@ class EmbeddedBatch:
         negatives: Embeddings of all negatives.
         negative_row: Query of each negative.
         generated: Whether each negative was generated.
+        positive_teacher: Teacher's score of each positive, NaN for none; None: of none at all.
+        negative_teacher: Teacher's score of each negative, NaN for none.
+        info_nce: InfoNCE of other embeddings of the same texts (queries, positives, negatives), with the
+            candidates and the temperature of the loss.
     """
 
     query: Float[Tensor, "queries dim"]
@@ -26,6 +31,9 @@ class EmbeddedBatch:
     negatives: Float[Tensor, "negatives dim"]
     negative_row: Int[Tensor, " negatives"]
     generated: Bool[Tensor, " negatives"]
+    positive_teacher: Float[Tensor, " queries"] | None = None
+    negative_teacher: Float[Tensor, " negatives"] | None = None
+    info_nce: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 class Term(ABC):

@@ -130,11 +130,28 @@ def _rows(
 ) -> Int64[np.ndarray, "queries k"]:
     """Rows that faiss finds; -1 for none."""
     gpus = _gpus(index, devices, k)
+    built = build_index(documents, index, block=block)
+    _look(built, index, k, effort, len(documents))
+    if gpus:
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = True
+        built = faiss.index_cpu_to_gpus_list(built, options, gpus)
+    return _found(built, queries, k)
+
+
+def build_index(documents: Float[np.ndarray, "documents dim"], index: Index, *, block: int = 16_384) -> Any:
+    """An index of faiss over document embeddings, kept in 16 bits.
+
+    Args:
+        documents: Document embeddings; may be memory-mapped.
+        index: Kind of index.
+        block: How many documents are read at a time.
+    """
     count, dim = documents.shape
     # Numbers are scaled to at most 1 before they are kept in 16 bits; an inner product keeps its order.
     largest = max(np.abs(rows).max() for _, rows, _ in blocks(documents, 0, count, block))
     scale = np.float32(largest or 1)
-    lists = max(1, min(int(4 * count**0.5), count // 64))
+    lists = _lists(count)
     built: Any = faiss.index_factory(
         dim,
         f"HNSW{LINKS}_SQfp16" if index == "hnsw" else f"IVF{lists},SQfp16",
@@ -144,14 +161,51 @@ def _rows(
     built.train(np.array(documents[sample], dtype=np.float32) / scale)
     for _, rows, _ in blocks(documents, 0, count, block):
         built.add(rows / scale)
+    return built
+
+
+def search_index(
+    built: Any,
+    queries: Float[np.ndarray, "queries dim"],
+    documents: Float[np.ndarray, "documents dim"],
+    k: int,
+    *,
+    index: Index,
+    effort: int = 128,
+) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    """Search an index that :func:`build_index` made; scores and order as :func:`approximate_search`.
+
+    Args:
+        built: The index.
+        queries: Query embeddings.
+        documents: The embeddings that the index was made of.
+        k: How many documents; cut to the number of documents there are.
+        index: Its kind.
+        effort: Candidates that ``hnsw`` looks at, lists that ``ivf`` looks into.
+    """
+    check_vectors(queries, documents, k=k, effort=effort)
+    k = min(k, len(documents))
+    if not len(queries):
+        return np.zeros((0, k), dtype=np.float32), np.zeros((0, k), dtype=np.int64)
+    norms_of(np.array(queries, dtype=np.float32), "query")
+    _look(built, index, k, effort, len(documents))
+    rows = _found(built, queries, k)
+    return ordered(chosen_scores(queries, documents, rows), rows, k)
+
+
+def _lists(count: int) -> int:
+    return max(1, min(int(4 * count**0.5), count // 64))
+
+
+def _look(built: Any, index: Index, k: int, effort: int, count: int) -> None:
+    """How far a search looks."""
     if index == "hnsw":
         built.hnsw.efSearch = max(effort, k)
     else:
-        built.nprobe = min(effort, lists)
-    if gpus:
-        options = faiss.GpuMultipleClonerOptions()
-        options.shard = True
-        built = faiss.index_cpu_to_gpus_list(built, options, gpus)
+        built.nprobe = min(effort, _lists(count))
+
+
+def _found(built: Any, queries: Float[np.ndarray, "queries dim"], k: int) -> Int64[np.ndarray, "queries k"]:
     parts = [
         built.search(np.array(queries[start : start + QUERIES], dtype=np.float32), k)[1]
         for start in range(0, len(queries), QUERIES)

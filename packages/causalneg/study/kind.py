@@ -38,6 +38,7 @@ SECTIONS.add("tables", "causalneg.study.page:tables")
 
 RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
 """Sections of the page of one run, in order."""
+RUN_SECTIONS.add("ladder", "causalneg.study.page:run_ladder")
 RUN_SECTIONS.add("similarity", "causalneg.study.page:run_similarity")
 
 DIAGNOSIS = "diagnosis"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+from causalneg.evaluation.ladder import Ladder
 from causalneg.study.panels import (
     OVER_TRAINING,
     histogram_panel,
@@ -112,3 +113,12 @@ def run_similarity(run: Run) -> Section | None:
         return None
     panel = histogram_panel("Held-out texts by similarity to the query", json.loads(path.read_text()))
     return Section("Similarity by source", charts=[line_chart(panel)]) if panel.series else None
+
+
+def run_ladder(run: Run) -> Section | None:
+    """BM25, the start encoder and the trained one; None where they were not measured side by side."""
+    path = run.folder / "ladder.json"
+    if not path.is_file():
+        return None
+    ladder = Ladder.from_json(path.read_text())
+    return Section("Beside BM25", text=ladder.words(), tables=[Titled(ladder.title, ladder.table())])

@@ -37,7 +37,8 @@ class SetConfig:
     """A training set, and how much of it is used.
 
     Args:
-        path: JSONL file that ``causalneg mine``, ``generate`` or ``verify`` wrote.
+        path: Training set: what ``causalneg mine``, ``generate`` or ``verify`` wrote, or that of another tool
+            as it is (FlagEmbedding, sentence-transformers, Tevatron, ms-swift; JSON lines or Parquet).
         count: Negatives taken of each query, from its front; what is left over can fill up ``candidates``.
     """
 
@@ -137,9 +138,10 @@ class TrainConfig:
     """Everything that decides a run.
 
     Args:
-        data: Data set with the corpus and the queries: a BEIR folder, or another layout that is read.
+        data: Data set with the corpus and the queries: a BEIR folder, another layout that is read, or a
+            training set that holds its texts, whose corpus they are.
         sets: Training sets; the queries trained on are those of the first. Empty trains on the qrels of
-            ``train_split`` without negatives.
+            ``train_split`` without negatives, or on all of ``data`` where that is a training set.
         candidates: Negatives per query; 0 takes what the counts of the sets give.
         exact: Whether a query with fewer negatives than ``candidates`` is an error.
         voices: Training set with rewritten positives and mined negatives (both voices); null for none.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -106,6 +106,8 @@ class Batch:
         negative_id: Number of each negative's text.
         known_row: Query of each pair (query, text that is known to answer it).
         known_id: Number of the text of each such pair.
+        positive_teacher: Teacher's score of each query's positive; NaN for none.
+        negative_teacher: Teacher's score of each negative; NaN for none.
     """
 
     query_ids: Int[Tensor, " query_tokens"]
@@ -120,6 +122,8 @@ class Batch:
     negative_id: Int[Tensor, " negatives"]
     known_row: Int[Tensor, " known"]
     known_id: Int[Tensor, " known"]
+    positive_teacher: Float[Tensor, " queries"]
+    negative_teacher: Float[Tensor, " negatives"]
 
     def __len__(self) -> int:
         """Number of queries."""
@@ -187,6 +191,8 @@ class TrainingSet(Dataset[Batch]):
         self.positives = Ragged.from_lists(positives)
         self.negatives = Ragged.from_lists(negatives)
         self.generated = np.array(generated, dtype=bool)
+        self.positive_teacher = _scores(p for e in self.examples for p in e.positives)
+        self.negative_teacher = _scores(n for e in self.examples for n in e.negatives)
         self.voice = np.full(len(passages), -1, dtype=np.int64)
         self.voice[list(rewritten)] = list(rewritten.values())
         self.texts = [resolve_passage(p, dataset) for p in passages]
@@ -209,7 +215,8 @@ class TrainingSet(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, self.epoch, int(rows[0]), len(rows)))
         choices = self.positives.lengths[rows]
         picked = np.minimum((rng.random(len(rows)) * choices).astype(np.int64), choices - 1)
-        positive = self.positives.values[self.positives.offsets[:-1][rows] + picked]
+        drawn = self.positives.offsets[:-1][rows] + picked
+        positive = self.positives.values[drawn]
         negatives = self.negatives.gather(rows)
         known = self.known.gather(rows)
         places = Ragged(np.arange(len(self.generated)), self.negatives.offsets).gather(rows).values
@@ -231,7 +238,14 @@ class TrainingSet(Dataset[Batch]):
             negative_id=_tensor(self.number[used[len(rows) :]]),
             known_row=_tensor(np.repeat(np.arange(len(rows)), known.lengths)),
             known_id=_tensor(known.values),
+            positive_teacher=torch.from_numpy(self.positive_teacher[drawn]),
+            negative_teacher=torch.from_numpy(self.negative_teacher[places]),
         )
+
+
+def _scores(passages: Iterable[Passage]) -> Float[np.ndarray, " passages"]:
+    """Teacher's scores; a rewritten version has that of its passage."""
+    return np.array([np.nan if p.teacher is None else p.teacher for p in passages], dtype=np.float32)
 
 
 def _known_numbers(

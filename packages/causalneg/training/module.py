@@ -95,19 +95,13 @@ class RetrievalModule(L.LightningModule):
     ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "queries dim"], Float[Tensor, "documents dim"]]:
         """Every term of the loss by name, its weight included, and the embeddings that it was made of."""
         query, documents = self.embed(batch)
-        embedded = EmbeddedBatch(
-            query,
-            documents[batch.positive],
-            documents[batch.negative],
-            batch.negative_row,
-            batch.generated,
-        )
         known = self.in_batch is not False
-        found = {
-            "info_nce": info_nce(
+
+        def contrast(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+            return info_nce(
                 query,
-                embedded.positive,
-                embedded.negatives,
+                positive,
+                negatives,
                 batch.negative_row,
                 self.temperature,
                 self.in_batch,
@@ -117,7 +111,18 @@ class RetrievalModule(L.LightningModule):
                 known_id=batch.known_id if known else None,
                 gather=known and torch.distributed.is_initialized(),
             )
-        }
+
+        embedded = EmbeddedBatch(
+            query,
+            documents[batch.positive],
+            documents[batch.negative],
+            batch.negative_row,
+            batch.generated,
+            batch.positive_teacher,
+            batch.negative_teacher,
+            contrast,
+        )
+        found = {"info_nce": contrast(query, embedded.positive, embedded.negatives)}
         for name, term in self.terms.items():
             found[name] = term.weight * term.value(embedded)
         return found, query, documents

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from causalneg.data import Dataset, Report, passage_key, read_dataset, read_examples
+from causalneg.data import Dataset, Report, passage_key, read_dataset
 from causalneg.data.dataset import PassageKey as Key
-from causalneg.data.readers import find_reader
+from causalneg.data.exchange import read_training_set
+from causalneg.data.readers import TrainingSetReader, find_reader
 from causalneg.data.schema import Example, Passage
 from causalneg.encoders.models import PACKAGED, hub_commit
 from causalneg.encoders.saved import encoder_folder
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from causalneg.training.data import TrainingSet
 
 T = TypeVar("T")
+
+_ALL = 10**6  # negatives of a query: as many as there are
 
 
 class Library:
@@ -71,7 +74,7 @@ class Library:
             report: Called with how many were.
         """
         key = ("examples", path.resolve(), fingerprint([path]), skip_bad)
-        return self._once(key, lambda: read_examples(path, skip_bad=skip_bad, report=report))
+        return self._once(key, lambda: read_training_set(path, skip_bad=skip_bad, report=report))
 
     def _once(self, key: tuple[object, ...], read: Callable[[], T]) -> T:
         if key not in self._found:
@@ -94,10 +97,10 @@ def dataset_fingerprint(path: Path, splits: Sequence[str]) -> str:
         DataError: There is no such data set, or it has no documents or queries.
     """
     reader = find_reader(path)
+    reader.check()
     judged = [reader.file(split) for split in sorted(set(splits))]
     files = [reader.file("documents"), reader.file("queries"), *(file for file in judged if file.is_file())]
-    DataError.raise_if(f"{file}: missing; {reader.layout}" for file in files if not file.is_file())
-    return fingerprint(files)
+    return fingerprint(dict.fromkeys(files))
 
 
 def encoder_fingerprint(folder: Path) -> str:
@@ -167,6 +170,8 @@ def open_material(
 
     dataset = library.dataset(config.data, splits_of(config), skip_bad=skip_bad, report=report)
     sets = [(examples(entry.path), entry.count) for entry in config.sets]
+    if not sets and isinstance(find_reader(config.data), TrainingSetReader):
+        sets = [(examples(config.data), _ALL)]
     if sets:
         combined = combine(sets, candidates=config.candidates, exact=config.exact)
     else:
@@ -180,7 +185,7 @@ def open_material(
     if not kept:
         raise ConfigError(f"diagnose.holdout: {share} leaves no query to train on")
     if config.diagnose.examples:
-        everything = combine([(examples(path), 10**6) for path in config.diagnose.examples])
+        everything = combine([(examples(path), _ALL) for path in config.diagnose.examples])
         probes = [e for e in everything if held_out(e.query.id, share)]
     else:
         probes = [e for e in combined if held_out(e.query.id, share)]

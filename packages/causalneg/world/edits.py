@@ -164,6 +164,31 @@ class Editor:
                 return Edit(edited, violated[0], strategy)
         return None
 
+    def edit_again(self, need: Need, text: str, rng: random.Random) -> str | None:
+        """Let a text that violates one requirement violate another one, by an entity that is another.
+
+        The result is checked by reading it again: it is on the topic, and the fewest requirements whose
+        relaxation would make it an answer are two.
+
+        Args:
+            need: What is asked for.
+            text: A text that violates one requirement.
+            rng: Source of the draws.
+
+        Returns:
+            The rewritten text; None where there is no such one.
+        """
+        for _ in range(_TRIES):
+            made = self._shift_entity(need, read(text), rng)
+            if made is None:
+                return None
+            edited = join(settle(made))
+            stated, names = parse(edited), names_in(edited)
+            related = self._judge.verdict(need, stated, names) == "related"
+            if related and len(self._judge.violated(need, stated, names)) == 2:
+                return edited
+        return None
+
     def _targets(self, need: Need, sentences: _Sentences, number: int) -> list[Fact]:
         """The stated facts that fill a pattern of the need, with those that differ in the year only."""
         facts = [fact for sentence in sentences for fact in sentence.facts]

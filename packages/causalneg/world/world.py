@@ -331,3 +331,10 @@ class World:
         See :meth:`causalneg.world.edits.Editor.edit`.
         """
         return self._editor.edit(self.need(query_id), text, strategy, rng)
+
+    def violate_another(self, query_id: str, text: str, rng: random.Random) -> str | None:
+        """Let a text that violates one requirement violate another one too.
+
+        See :meth:`causalneg.world.edits.Editor.edit_again`.
+        """
+        return self._editor.edit_again(self.need(query_id), text, rng)

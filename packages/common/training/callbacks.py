@@ -139,6 +139,10 @@ class Meter(Callback):
         """Leave out what validation took."""
         self._last = time.perf_counter()
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave out what a validation inside an epoch took."""
+        self._last = time.perf_counter()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -179,6 +183,11 @@ class StepLog(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the metrics of the epoch before."""
         trainer.logged_metrics.clear()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget those of a validation inside an epoch, too: its row is written."""
+        if not trainer.is_last_batch:
+            trainer.logged_metrics.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -264,14 +273,21 @@ class Plateau(Callback):
         patience: Validations without improvement after which training stops; 0 never stops it.
         lr_factor: Factor on the learning rates after a validation without improvement.
         report: Called with one line where the metric has no value.
+        by_steps: Whether every validation is judged when it ends; else when its epoch ends.
     """
 
     def __init__(
-        self, monitor: str, *, patience: int, lr_factor: float, report: Callable[[str], None]
+        self,
+        monitor: str,
+        *,
+        patience: int,
+        lr_factor: float,
+        report: Callable[[str], None],
+        by_steps: bool = False,
     ) -> None:
         self._monitor, self._patience, self._lr_factor = monitor, patience, lr_factor
         self._sign = 1 if direction(monitor) == "max" else -1
-        self._report = report
+        self._report, self._by_steps = report, by_steps
         self.best: float | None = None
         self.waited = 0
         self.improved = False
@@ -293,15 +309,20 @@ class Plateau(Callback):
         self.waited = state_dict["waited"]
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Note that there is something to judge."""
-        self._validated = True
+        """Note that there is something to judge, or judge it."""
+        if self._by_steps:
+            self._judge(trainer)
+        else:
+            self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Judge."""
         self.improved = False
-        if not self._validated:
-            return
-        self._validated = False
+        if self._validated:
+            self._validated = False
+            self._judge(trainer)
+
+    def _judge(self, trainer: L.Trainer) -> None:
         value = self._value(trainer)
         if math.isnan(value):
             # No verdict. Until there is one, the latest weights are the best known.

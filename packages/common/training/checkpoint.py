@@ -103,7 +103,8 @@ class Checkpoints(Checkpoint):
         run_dir: The run folder.
         steps: Optimiser steps between two checkpoints inside an epoch; 0 for none by steps.
         minutes: Minutes between them; 0 for none by time.
-        plateau: Knows whether an epoch was the best.
+        validations: Batches between two validations inside epochs; 0 where they follow epochs.
+        plateau: Knows whether a validation was the best.
         divergence: Refuses to save weights that are not finite.
         signals: Knows whether a signal came.
     """
@@ -114,14 +115,16 @@ class Checkpoints(Checkpoint):
         *,
         steps: int,
         minutes: float,
+        validations: int = 0,
         plateau: Plateau,
         divergence: Divergence,
         signals: Signals,
     ) -> None:
         self.last, self.best = checkpoints(run_dir) / LAST, checkpoints(run_dir) / BEST
-        self._steps, self._seconds = steps, 60 * minutes
+        self._steps, self._seconds, self._validations = steps, 60 * minutes, validations
         self._plateau, self._divergence, self._signals = plateau, divergence, signals
         self._seen = self._saved = 0
+        self._stepped = False
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -134,10 +137,12 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save inside the epoch where it is time, or where a signal came."""
-        stepped = trainer.global_step > self._seen
+        self._stepped = trainer.global_step > self._seen
         self._seen = trainer.global_step
-        if not stepped or trainer.is_last_batch or trainer.should_stop:
+        if not self._stepped or trainer.is_last_batch or trainer.should_stop:
             return  # the end of the epoch saves
+        if self._validations and (trainer.fit_loop.total_batch_idx + 1) % self._validations == 0:
+            return  # the end of the validation saves
         stop = self._agreed(trainer, self._signals.signum is not None)
         waited = time.monotonic() - self._saved_at
         due = 0 < self._steps <= trainer.global_step - self._saved
@@ -153,6 +158,17 @@ class Checkpoints(Checkpoint):
         self._save(trainer, module, self.last)
         if self._agreed(trainer, self._signals.signum is not None):
             self._interrupt(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The same where validations stand inside epochs: a kill before repeats the steps since the last."""
+        if not self._validations:
+            return
+        if self._plateau.improved:
+            self._save(trainer, module, self.best, weights_only=True)
+        if self._stepped and not trainer.is_last_batch and not trainer.should_stop:
+            self._save(trainer, module, self.last)
+            if self._agreed(trainer, self._signals.signum is not None):
+                self._interrupt(trainer)
 
     @staticmethod
     def _agreed(trainer: L.Trainer, wanted: bool) -> bool:

@@ -36,6 +36,8 @@ class FitConfig:
         lr_factor: Factor on all learning rates after a validation without improvement; 1 keeps them.
         monitor: The metric that decides on improvement; its name says whether more or less is better.
         check_every: Epochs between validations.
+        check_steps: Optimiser steps between validations, in place of epochs; 0 validates after epochs. What
+            is trained behind the last one is not judged.
         checkpoint_steps: Optimiser steps between checkpoints inside an epoch; 0 for none by steps.
         checkpoint_minutes: Minutes between checkpoints inside an epoch; 0 for none by time.
         log_every: Optimiser steps between logged training metrics; the first and the last of an epoch always
@@ -44,7 +46,8 @@ class FitConfig:
         deterministic: Whether operations without a deterministic form are refused.
 
     Raises:
-        ConfigError: The monitored metric has no known direction, or ``clip`` is infinite.
+        ConfigError: The monitored metric has no known direction, ``clip`` is infinite, or validations are
+            asked for both by epochs and by steps.
     """
 
     epochs: Annotated[int, Ge(1)] = 10
@@ -58,6 +61,7 @@ class FitConfig:
     lr_factor: Annotated[float, Gt(0), Le(1)] = 1.0
     monitor: str = "valid/auc"
     check_every: Annotated[int, Ge(1)] = 1
+    check_steps: Annotated[int, Ge(0)] = 0
     checkpoint_steps: Annotated[int, Ge(0)] = 0
     checkpoint_minutes: Annotated[float, Ge(0)] = 5.0
     log_every: Annotated[int, Ge(1)] = 50
@@ -68,6 +72,11 @@ class FitConfig:
         """Refuse what no single range refuses."""
         if self.clip == math.inf:
             raise ConfigError("clip: must be finite, got inf; 0 turns clipping off")
+        if self.check_steps and self.check_every != 1:
+            raise ConfigError(
+                f"check_steps: validates by steps, and check_every={self.check_every} by epochs; "
+                "set one of them"
+            )
         direction(self.monitor)
 
 

@@ -91,7 +91,8 @@ def _trainer(
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip or None,
-            check_val_every_n_epoch=config.check_every,
+            check_val_every_n_epoch=None if config.check_steps else config.check_every,
+            val_check_interval=config.check_steps * config.accumulate or None,
             log_every_n_steps=0,
             deterministic=config.deterministic,
             num_sanity_val_steps=0,
@@ -151,13 +152,17 @@ def fit(
     """
     checkpoints(run_dir).mkdir(parents=True, exist_ok=True)
     meter = Meter(config.max_steps)
-    plateau = Plateau(config.monitor, patience=config.patience, lr_factor=config.lr_factor, report=report)
+    plateau = Plateau(
+        config.monitor, patience=config.patience, lr_factor=config.lr_factor, report=report,
+        by_steps=config.check_steps > 0,
+    )  # fmt: skip
     signals = Signals()
     divergence = Divergence(config.log_every, lambda: _kept(run_dir))
     saving = Checkpoints(
         run_dir,
         steps=config.checkpoint_steps,
         minutes=config.checkpoint_minutes,
+        validations=config.check_steps * config.accumulate,
         plateau=plateau,
         divergence=divergence,
         signals=signals,

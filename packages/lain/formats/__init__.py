@@ -10,6 +10,7 @@ from lain.formats.kuairand import prepare_kuairand
 from lain.formats.log import load_schema, prepare_log
 from lain.formats.log.builtin import BUILTIN, builtin_schema
 from lain.formats.log.checks import leaks
+from lain.formats.log.encode import grow_log
 from lain.formats.movielens import prepare_movielens
 from lain.formats.reczoo import prepare_reczoo
 from lain.formats.tables import Progress
@@ -28,6 +29,7 @@ def prepare(
     out: Path,
     *,
     schema: Path | None = None,
+    before: Path | None = None,
     valid_days: int = 1,
     fractions: tuple[float, float, float] = FRACTIONS,
     progress: bool = False,
@@ -44,6 +46,7 @@ def prepare(
         out: The store to write; one already there is replaced when all went well.
         schema: YAML file that describes the columns (log, reczoo); None for reczoo: ``schema.yaml`` in the
             folder.
+        before: Run or prepared data whose schema, ids and scales a newer log takes over (log).
         valid_days: Last days of the training part that become the valid split (kuairand).
         fractions: Shares of rows, in time order, that train, validate and test (movielens).
         progress: Whether to say on standard error how far reading is.
@@ -66,7 +69,11 @@ def prepare(
         raise ConfigError(f"a schema is for the formats log and reczoo; {format} needs none")
     shown = Progress(progress)
     notices: list[str] = []
-    if format == "log":
+    if before is not None:
+        if format != "log" or schema is not None:
+            raise ConfigError("--from is for the format log, and takes the schema over too")
+        notices = grow_log(before, source, out, shown)
+    elif format == "log":
         if schema is None:
             raise ConfigError("log: needs --schema; `lain prepare log SOURCE --propose` prints one")
         notices = prepare_log(source, out, load_schema(schema), shown)

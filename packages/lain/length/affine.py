@@ -31,7 +31,7 @@ class Affine:
     def value(self) -> Float[Tensor, "samples *several width"]:
         """W h + b."""
         out = nn.functional.linear(self.hidden, self.weight.flatten(0, -2), self.bias.flatten())
-        return out.view(len(out), *self.bias.shape)
+        return out.view(out.shape[0], *self.bias.shape)
 
     def through(self, matrix: Float[Tensor, "out width"]) -> Affine:
         """M (W h + b)."""

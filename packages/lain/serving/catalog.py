@@ -79,6 +79,10 @@ class Catalog(ABC):
         }
 
     @abstractmethod
+    def tables(self) -> dict[str, dict[str, Shaped[np.ndarray, "rows ..."]]]:
+        """Features of all items and users by index, under ``item`` and ``user``, but for ``item_id``."""
+
+    @abstractmethod
     def items(self, ids: Ids) -> Int[np.ndarray, " rows"]:
         """Indices of items.
 
@@ -145,6 +149,13 @@ class IndexCatalog(Catalog):
             )
             for source in ("item", "user")
         }
+
+    def tables(self) -> dict[str, dict[str, Shaped[np.ndarray, "rows ..."]]]:
+        """As they are given, with the users' own indices."""
+        found = {source: dict(table) for source, table in self._tables.items()}
+        if any(f.name == "user_id" for f in self._of["user"]):
+            found["user"]["user_id"] = np.arange(self._count["user"])
+        return found
 
     def items(self, ids: Ids) -> Int[np.ndarray, " rows"]:
         """Indices, checked."""
@@ -231,6 +242,10 @@ class LogCatalog(Catalog):
             unknown = encoder.encode(pl.Series([None], dtype=encoder.raw_type))
         first = [np.zeros_like(unknown)] if padded else []
         return np.concatenate([*first, known.reshape(-1, *unknown.shape[1:]), unknown]).astype(feature.dtype)
+
+    def tables(self) -> dict[str, dict[str, Shaped[np.ndarray, "rows ..."]]]:
+        """Those of known ids; the last row is that of the unknown."""
+        return {source: dict(table) for source, table in self._tables.items()}
 
     def _index(self, source: str, ids: Ids) -> Int[np.ndarray, " rows"]:
         known, unknown = self._ids[source], self._unknown[source]
@@ -329,6 +344,10 @@ def _series(name: str, values: Any, rows: int, where: str) -> pl.Series:
         made = pl.Series(name, values if several else [values] * rows, strict=False)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{where}: '{name}' cannot be read ({str(error).splitlines()[0]})") from None
+    if several and made.null_count() > sum(value is None for value in values):
+        raise DataError(f"{where}: '{name}' cannot be read (a value is too large, or of another kind)")
+    if made.null_count() and not several and values is not None:
+        raise DataError(f"{where}: '{name}' cannot be read, got {values!r:.60}")
     if len(made) != rows:
         raise DataError(f"{where}: '{name}' has {len(made)} values for {rows} rows")
     return made

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from common import config
-from common.errors import ConfigError, suggest
+from common.errors import ConfigError, DataError, suggest
 from common.study.prepare import Source, check_source, files_fingerprint, is_made, make_once
 from lain.formats import prepare
+from lain.formats.log import load_schema
+from lain.formats.log.builtin import BUILTIN, builtin_schema
+from lain.formats.log.plan import open_plan
+from lain.formats.log.schema import LogSchema
+from lain.formats.tables import Progress
 from lain.world import WorldConfig, make_world
 
 SOURCES = {
@@ -71,7 +76,7 @@ def prepare_data(
     """
     rest = dict(options)
     kind = str(rest.pop("format", ""))
-    known = ["world", *SOURCES]
+    known = ["world", "log", *SOURCES, *BUILTIN]
     if kind not in known:
         raise ConfigError(f"data.format: {kind!r} is not one of {', '.join(known)}{suggest(kind, known)}")
     path = folder / kind
@@ -82,6 +87,18 @@ def prepare_data(
 
         def make() -> object:
             return make_world(world, path)
+
+    elif kind == "log" or kind in BUILTIN:
+        log = source or Path("data") / kind
+        file = Path(str(rest.pop("schema", ""))) if kind == "log" else None
+        if file is not None and not file.name:
+            raise ConfigError("data.schema: missing; `lain prepare log SOURCE --propose` prints one")
+        ConfigError.raise_if(f"data.{name}: is no option of {kind}" for name in rest)
+        schema = load_schema(file) if file is not None else builtin_schema(kind, log)
+        wanted["source"] = files_fingerprint([*([file] if file else []), *log_files(schema, log)])
+
+        def make() -> object:
+            return prepare(kind, log, path, schema=file, progress=True)
 
     else:
         files = check_source(SOURCES[kind], source or Path("data") / kind)
@@ -97,3 +114,40 @@ def prepare_data(
     rows = ", ".join(f"{count} {split}" for split, count in about["splits"].items())
     words = f"{about['name']}, {about['num_users']} users, {about['num_items']} items, rows: {rows}"
     return PreparedCTR(path, f"{words}; fingerprint {about['fingerprint']}", str(about["fingerprint"]))
+
+
+def log_files(schema: LogSchema, source: Path) -> list[Path]:
+    """All files that a log is read from.
+
+    Args:
+        schema: What its columns mean.
+        source: A file, a folder or a pattern.
+
+    Raises:
+        ConfigError: The schema has mistakes.
+        DataError: A file or a column is missing.
+    """
+    plan = open_plan(schema, source, Progress(False))
+    rows, given = ([file for file, _ in some] for some in (plan.rows, plan.given))
+    tables = [file for table in plan.tables for file in table.files]
+    return sorted({file.path for file in (*rows, *given, *plan.past, *tables)})
+
+
+def recognise(source: Path) -> str | None:
+    """The public log whose files a folder holds, with the columns that its schema names; None for any other.
+
+    Of several that fit, the one that reads the most files.
+
+    Args:
+        source: The folder.
+    """
+    found: dict[str, int] = {}
+    for name in BUILTIN if source.is_dir() else ():
+        schema = builtin_schema(name, source)
+        if schema.source.files is None and not schema.splits.files:
+            continue  # any file would do
+        try:
+            found[name] = len(log_files(schema, source))
+        except (ConfigError, DataError):
+            continue
+    return max(found, key=lambda name: found[name], default=None)

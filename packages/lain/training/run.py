@@ -40,14 +40,20 @@ class CTRTask(Task):
 
     Args:
         config: Everything that decides the run.
+        start: Run whose best weights the training starts from.
+        same_encoding: Whether the data's ids stand for the same things as those of ``start``, where no
+            vocabulary says so.
     """
 
     method = "lain"
     display = ("train.loader_workers",)
     extendable = ("fit.epochs", "diagnose_rows", "train.eval_batch_size")
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
+    def __init__(
+        self, config: TrainConfig, *, start: Path | None = None, same_encoding: bool = False
+    ) -> None:
+        self._config, self._start, self._same_encoding = config, start, same_encoding
+        self._grown: dict[str, int] = {}
         self._built: tuple[CTRModel, CTRData] | None = None
 
     @property
@@ -56,8 +62,14 @@ class CTRTask(Task):
         return self._config
 
     def inputs(self) -> dict[str, str]:
-        """The data set, by its content."""
-        return {"data": Store.open(self.config.data).fingerprint}
+        """The data set, by its content, and the weights that it starts from."""
+        found = {"data": Store.open(self.config.data).fingerprint}
+        if self._start is not None:
+            from common.training.checkpoint import best_checkpoint
+
+            load_any_run(self._start, TrainConfig, method=self.method, renamed=RENAMED)
+            found["start"] = fingerprint([best_checkpoint(self._start)])
+        return found
 
     def label(self) -> str:
         """Backbone and what it knows of lengths."""
@@ -74,6 +86,11 @@ class CTRTask(Task):
         on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
         copies = 1 + ADAM_MOMENTS * on_host
         model = build_model(config, data.store.features, copies=copies)
+        if self._start is not None:
+            from lain.training.warm import warm_start
+
+            known = model_features(self._start)
+            self._grown = warm_start(model, self._start, known, data.store, same_encoding=self._same_encoding)
         self._built = model, data
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _save_features(data.store, run_dir)
@@ -105,6 +122,12 @@ class CTRTask(Task):
             found = predictions.metrics(self.config.buckets)
             measured.metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
             measured.reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
+<<<<<<< HEAD
+=======
+            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
+        if self._start is not None:
+            measured.notes["started_from"] = {"run": str(self._start), "new_rows": self._grown}
+>>>>>>> next
         measured.notes["milliseconds_per_sample"] = measured.notes.get("milliseconds_per_sample/test")
         if self.config.diagnose_rows and "test" in data.store.splits:
             write_attention(model, data, self.config, run_dir)

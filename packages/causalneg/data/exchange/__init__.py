@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from causalneg.data.dataset import Dataset
+from causalneg.data.exchange import detect
 from causalneg.data.exchange.base import Format
 from causalneg.data.exchange.flagembedding import FlagEmbeddingFormat
 from causalneg.data.exchange.ms_swift import SwiftFormat
@@ -16,7 +17,15 @@ from causalneg.data.jsonl import Report, counted
 from causalneg.data.schema import Example, Source
 from common.errors import ConfigError, suggest
 
-__all__ = ["FORMATS", "Format", "export_examples", "import_examples", "read_examples", "write_examples"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "export_examples",
+    "import_examples",
+    "read_examples",
+    "read_training_set",
+    "write_examples",
+]
 
 FORMATS: dict[str, Format] = {
     "own": OwnFormat(),
@@ -28,6 +37,22 @@ FORMATS: dict[str, Format] = {
     "ms-swift": SwiftFormat("ms-swift"),
 }
 """Forms of training sets by name; each one's docstring says what it holds."""
+
+
+def read_training_set(path: Path, *, skip_bad: bool = False, report: Report | None = None) -> list[Example]:
+    """Read a training set of any of the :data:`FORMATS`; its columns tell which.
+
+    In forms of other tools, rows of one query are one example, wherever they stand.
+
+    Args:
+        path: JSON lines or, by its ending, Parquet.
+        skip_bad: Whether wrong lines are left out instead of refused.
+        report: Takes a line about how many were.
+
+    Raises:
+        DataError: The file is missing, of no known form, or has wrong lines.
+    """
+    return detect.read_training_set(Path(path), FORMATS, skip_bad=skip_bad, report=report)
 
 
 def _form(format: str) -> Format:

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from causalneg.data.dataset import Dataset, resolve_passage, title_and_text
 from causalneg.data.jsonl import Report, counted, json_line, read_jsonl
 from causalneg.data.schema import Example, Negative, Passage, Query, Source
 from common.files import atomic_path
+
+_GROUP = 4096  # rows of a Parquet file that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ class Format(ABC):
         """
         examples, notes = self.prepare(examples)
         notes = notes + self._losses(examples, dataset)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            for example in examples:
-                for row in self.rows(example, dataset):
-                    file.write(json_line(row))
+        rows = (row for example in examples for row in self.rows(example, dataset))
+        with atomic_path(path) as temporary:
+            if path.suffix == ".parquet":
+                _write_parquet(temporary, rows)
+            else:
+                with temporary.open("wb") as file:
+                    file.writelines(map(json_line, rows))
         return notes
 
     @abstractmethod
@@ -118,6 +123,26 @@ class Format(ABC):
             ),
         )
         return [f"{self.label}: {line} ({counted(count, what)})" for line, count, what in found if count]
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows in groups; the columns are those of the first group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    try:
+        rows = iter(rows)
+        while group := list(islice(rows, _GROUP)):
+            table = pa.Table.from_pylist(group, schema=None if writer is None else writer.schema)
+            if writer is None:
+                writer = pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+        if writer is None:
+            pq.write_table(pa.table({}), path)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 class TextFormat(Format):

@@ -1,6 +1,6 @@
 """Training sets of FlagEmbedding: query, pos, neg, and prompt from the query's metadata.
 
-Its ``neg_scores`` become the scores of the negatives; its ``pos_scores`` have no place here.
+Its ``pos_scores`` and ``neg_scores`` are a teacher's.
 
 Source: github.com/FlagOpen/FlagEmbedding, examples/finetune.
 """
@@ -31,7 +31,15 @@ class FlagEmbeddingFormat(Format):
     def rows(self, example: Example, dataset: Dataset | None) -> Iterator[dict[str, Any]]:
         """One row."""
         found = example_texts(example, dataset)
-        row = {"query": found.query, "pos": list(found.positives), "neg": list(found.negatives)}
+        row: dict[str, Any] = {
+            "query": found.query, "pos": list(found.positives), "neg": list(found.negatives)
+        }  # fmt: skip
+        scores: dict[str, Sequence[Passage]] = {
+            "pos_scores": example.positives, "neg_scores": example.negatives
+        }  # fmt: skip
+        known = {key: [passage.teacher for passage in passages] for key, passages in scores.items()}
+        if not any(score is None for several in known.values() for score in several):
+            row |= known
         yield row | ({"prompt": found.prompt} if found.prompt else {})
 
     def read(
@@ -43,16 +51,24 @@ class FlagEmbeddingFormat(Format):
 
 def _parse(record: dict[str, Any], source: Source) -> Example:
     positives, negatives = texts(record, "pos"), texts(record, "neg")
-    scores = record.get("neg_scores")
-    if scores is None:
-        scores = [None] * len(negatives)
-    if not isinstance(scores, list) or len(scores) != len(negatives):
-        raise LineError("'neg_scores' must be a list with one number for each of 'neg'")
+    of_positives, of_negatives = _scores(record, "pos", positives), _scores(record, "neg", negatives)
     return Example(
         query=text_query(filled_text(record, "query"), text(record, "prompt", required=False)),
-        positives=[Passage(text=one) for one in positives],
+        positives=[
+            Passage(text=one, teacher=score) for one, score in zip(positives, of_positives, strict=True)
+        ],
         negatives=[
-            Negative(text=one, source=source, backend="flagembedding", score=score)
-            for one, score in zip(negatives, scores, strict=True)
+            Negative(text=one, source=source, backend="flagembedding", score=score, teacher=score)
+            for one, score in zip(negatives, of_negatives, strict=True)
         ],
     )
+
+
+def _scores(record: dict[str, Any], kind: str, found: Sequence[str]) -> list[Any]:
+    """A number for each text, or None for each."""
+    scores = record.get(f"{kind}_scores")
+    if scores is None:
+        return [None] * len(found)
+    if not isinstance(scores, list) or len(scores) != len(found):
+        raise LineError(f"'{kind}_scores' must be a list with one number for each of '{kind}'")
+    return scores

@@ -10,6 +10,7 @@ from causalneg.data.dataset import Dataset
 from causalneg.data.exchange.base import Format
 from causalneg.data.jsonl import LineError, Report, json_line, read_jsonl
 from causalneg.data.schema import Example, Source
+from common.errors import ConfigError
 from common.files import atomic_path
 
 
@@ -23,7 +24,13 @@ class OwnFormat(Format):
         yield example.model_dump(exclude_defaults=True)
 
     def write(self, examples: Sequence[Example], path: Path, dataset: Dataset | None) -> list[str]:
-        """Write a training set; nothing is lost."""
+        """Write a training set; nothing is lost.
+
+        Raises:
+            ConfigError: The file's name asks for Parquet, whose columns would not hold all of it.
+        """
+        if path.suffix == ".parquet":
+            raise ConfigError(f"{path}: the form own is JSON lines; give a name that ends in .jsonl")
         write_examples(path, examples)
         return []
 

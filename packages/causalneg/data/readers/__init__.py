@@ -12,20 +12,28 @@ from causalneg.data.dataset import Dataset
 from causalneg.data.jsonl import Report
 from causalneg.data.readers.base import Judgement, Lines, Reader, read
 from causalneg.data.readers.beir import BeirReader, write_dataset
+from causalneg.data.readers.documents import DocumentsReader
+from causalneg.data.readers.training_set import TrainingSetReader
 from common.errors import DataError
 
 __all__ = [
     "READERS",
     "BeirReader",
+    "DocumentsReader",
     "Judgement",
     "Lines",
     "Reader",
+    "TrainingSetReader",
     "find_reader",
     "read_dataset",
     "write_dataset",
 ]
 
-READERS: dict[str, type[Reader]] = {"beir": BeirReader}
+READERS: dict[str, type[Reader]] = {
+    "beir": BeirReader,
+    "documents": DocumentsReader,
+    "training-set": TrainingSetReader,
+}
 """Readers by name; the first that recognises a path reads it."""
 
 
@@ -46,7 +54,7 @@ def find_reader(path: Path) -> Reader:
 def read_dataset(
     path: Path, *, splits: Sequence[str] | None = None, skip_bad: bool = False, report: Report | None = None
 ) -> Dataset:
-    """Read a retrieval data set: a BEIR folder, or any other layout of :data:`READERS`.
+    """Read a retrieval data set: a BEIR folder, a plain folder of documents, or another of :data:`READERS`.
 
     Wrong lines are: what the layout cannot hold, a wrong type, an id twice or with a blank in it, an empty
     text, a judgement with unknown ids, with no whole number or against an earlier one, and a query of a split

@@ -49,6 +49,18 @@ class Reader(ABC):
     def recognises(cls, path: Path) -> bool:
         """Whether a path looks like this layout."""
 
+    def check(self) -> None:
+        """Refuse a path that lacks documents or queries.
+
+        Raises:
+            DataError: A file is missing.
+        """
+        for part in ("documents", "queries"):
+            file = self.file(part)
+            if not file.is_file():
+                what = "is a folder" if file.is_dir() else "missing"
+                raise DataError(f"{file}: {what}; {self.layout}")
+
     @abstractmethod
     def splits(self) -> list[str]:
         """Names of the splits that have judgements, sorted."""
@@ -215,11 +227,7 @@ def read(
     report: Report | None = None,
 ) -> Dataset:
     """Read a data set through its reader; see :func:`causalneg.data.readers.read_dataset`."""
-    for part in ("documents", "queries"):
-        file = reader.file(part)
-        if not file.is_file():
-            what = "is a folder" if file.is_dir() else "missing"
-            raise DataError(f"{file}: {what}; {reader.layout}")
+    reader.check()
     names = _splits(reader, splits)
     wrong = [Mistakes(reader.file(part), skip_bad, report) for part in ("documents", "queries")]
     documents, queries = _documents(reader, wrong[0]), _queries(reader, wrong[1])

@@ -199,6 +199,52 @@ def encode_rows(
     )
 
 
+def grow_log(
+    encoding: Path, source: Path, out: Path, progress: Progress, part_rows: int = PART_ROWS
+) -> list[str]:
+    """Prepare a newer log with what an older one learned: its schema, scales and vocabularies.
+
+    Values that are new get ids behind the old ones, which stay, so that a model of the older log can go on.
+
+    Args:
+        encoding: The run or the prepared data set of the older log.
+        source: The newer log.
+        out: The prepared data set to write.
+        progress: Told how far reading is.
+        part_rows: Rows and behaviours that are in memory at once.
+
+    Returns:
+        What the user should know about it, one line each.
+
+    Raises:
+        DataError: ``encoding`` keeps none, or the files have mistakes.
+    """
+    known = Encoding.open(encoding)
+    plan = open_plan(known.schema, source, progress)
+    DataError.raise_if(
+        f"{source}: has no feature '{name}', which {encoding} reads"
+        for name in known.states
+        if name not in plan.encoders
+    )
+    if plan.sequences:
+        plan.columns[SEQUENCE] = Categorical(SEQUENCE, "behaviour", SEQUENCE, 1)
+    for prefix, encoders, states in (
+        ("", plan.encoders, known.states),
+        ("behaviour ", plan.columns, known.columns),
+    ):
+        for name, encoder in encoders.items():
+            if name in states:
+                encoder.grow(states[name], known.vocabularies.get(f"{prefix}{name}", Path()))
+    name = known.schema.name or source.resolve().name.split(".")[0]
+    try:
+        with scratch_folder(out) as scratch:
+            work = Preparation(plan, scratch, part_rows, before=known.frozen)
+            work.write(out, name, {"grown_from": str(encoding)})
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({describe_os_error(error)})") from error
+    return plan.notices
+
+
 def _restore(plan: Plan, known: Encoding) -> None:
     for name, encoder in plan.encoders.items():
         encoder.restore(known.states[name], known.vocabularies.get(name, Path()))

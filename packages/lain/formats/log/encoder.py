@@ -28,6 +28,8 @@ class Encoder(ABC):
 
     kind: str
     raw_type: Any = pl.String()
+    fixed: bool = False
+    """Whether nothing more is to be learned of scales: it grows from an earlier preparation."""
 
     def __init__(self, name: str, source: Source, column: str) -> None:
         self.name, self.source, self.column = name, source, column
@@ -60,6 +62,11 @@ class Encoder(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any], vocabulary: Path) -> None:
         """Take over what another preparation learned."""
+
+    def grow(self, state: dict[str, Any], vocabulary: Path) -> None:
+        """Take over what another preparation learned; only values that are new to it are learned, behind."""
+        self.restore(state, vocabulary)
+        self.fixed = True
 
     @property
     def vocabulary(self) -> Vocabulary | None:

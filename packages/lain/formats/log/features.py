@@ -44,7 +44,8 @@ class Categorical(Encoder):
 
     def finish(self) -> None:
         """Keep the values that are frequent enough."""
-        self._vocabulary = Vocabulary.fit(self._counter, self._min_count)
+        found = Vocabulary.fit(self._counter, self._min_count)
+        self._vocabulary = self._vocabulary.grown(found) if self.fixed and self._vocabulary else found
         self._counter = Counter()
 
     def encode(self, raw: pl.Series) -> Shaped[np.ndarray, "rows ..."]:
@@ -89,7 +90,7 @@ class ListOf(Categorical):
         length = raw.list.len().fill_null(0).to_numpy()
         flat = raw.explode(empty_as_null=False, keep_nulls=False)
         self._counter.add(flat, None if weight is None else np.repeat(weight, length))
-        if self._given is None and len(length):
+        if self._given is None and len(length) and not self.fixed:
             self.width = min(max(self.width, int(length.max())), _LONGEST_LIST)
 
     def encode(self, raw: pl.Series) -> Shaped[np.ndarray, "rows ..."]:

@@ -145,7 +145,13 @@ class _Seen:
     first_user: list[pl.DataFrame] = field(default_factory=list)
 
 
-def fit(plan: Plan, spools: Spools, rule: SplitRule, frozen: Frozen | None = None) -> Fitted:
+def fit(
+    plan: Plan,
+    spools: Spools,
+    rule: SplitRule,
+    frozen: Frozen | None = None,
+    before: Frozen | None = None,
+) -> Fitted:
     """Learn from the training rows, or apply what another preparation learned.
 
     Args:
@@ -153,6 +159,7 @@ def fit(plan: Plan, spools: Spools, rule: SplitRule, frozen: Frozen | None = Non
         spools: Its rows.
         rule: Their splits.
         frozen: What was learned before; None: learn.
+        before: Ids that keep their vectors; what is learned is put behind.
 
     Raises:
         DataError: Tables have mistakes, or the training rows are all of one class.
@@ -192,6 +199,9 @@ def fit(plan: Plan, spools: Spools, rule: SplitRule, frozen: Frozen | None = Non
     if not rows.sum():
         raise DataError(f"{plan.rows[0][0].path}: no rows are left to learn from")
     fitted = _ids(plan, seen, frozen)
+    if before is not None:
+        fitted.learned_items = _grown(before.items, fitted.learned_items)
+        fitted.learned_users = _grown(before.users, fitted.learned_users)
     fitted.rows, fitted.clicks, fitted.behaviours, fitted.labelled = rows, clicks, behaviours, labelled
     if frozen is None:
         _check_classes(plan, rows, clicks)
@@ -245,6 +255,10 @@ def _earliest(pieces: list[pl.DataFrame], key: str) -> pl.DataFrame:
     frame = pl.concat(pieces)
     by = [pl.col(c) for c in frame.columns if not isinstance(frame.schema[c], pl.List)]
     return frame.sort(by, nulls_last=True).unique(key, keep="first", maintain_order=True)
+
+
+def _grown(before: Vocabulary | None, found: Vocabulary | None) -> Vocabulary | None:
+    return found if before is None or found is None else before.grown(found)
 
 
 def _ids(plan: Plan, seen: _Seen, frozen: Frozen | None) -> Fitted:

@@ -32,6 +32,8 @@ class Numeric(Encoder):
 
     def add(self, raw: pl.Series, weight: Weight = None) -> None:
         """Mean and squared deviations, merged as Chan, Golub and LeVeque (1979) do."""
+        if self.fixed:
+            return
         there = raw.is_not_null().to_numpy()
         values = raw.drop_nulls().to_numpy()
         each = np.ones(len(values)) if weight is None else weight[there].astype(np.float64)
@@ -47,6 +49,8 @@ class Numeric(Encoder):
 
     def finish(self) -> None:
         """Mean and deviation (1 for a constant), to nine digits, which the order of rows leaves alone."""
+        if self.fixed:
+            return
         deviation = float(f"{(self._squares / self._count) ** 0.5:.9g}") if self._count else 0.0
         self.mean = float(f"{self.mean:.9g}")
         self.scale = deviation if deviation > 1e-12 * max(1.0, abs(self.mean)) else 1.0
@@ -92,6 +96,8 @@ class Buckets(Encoder):
 
     def add(self, raw: pl.Series, weight: Weight = None) -> None:
         """Count the numbers."""
+        if self.fixed:
+            return
         self._counter.add(_rounded(raw) if self._coarse else raw, weight)
         found = self._counter.result() if self._counter._rows > _DISTINCT_NUMBERS else None
         if found is not None and len(found) > _DISTINCT_NUMBERS and not self._coarse:
@@ -100,6 +106,8 @@ class Buckets(Encoder):
 
     def finish(self) -> None:
         """The edges: a bucket ends below the value at which its share of the rows is reached."""
+        if self.fixed:
+            return
         found = self._counter.result().sort("value")
         self._counter = Counter(pl.Float64)
         if not len(found):

@@ -90,6 +90,11 @@ class Vocabulary:
         found = counter.result()
         return cls(in_order(found.filter(pl.col("count") >= min_count)["value"]), first)
 
+    def grown(self, other: Vocabulary) -> Vocabulary:
+        """These values with their ids, and behind them those of another vocabulary that are new."""
+        new = other.values.filter(~other.values.is_in(self.values.implode()))
+        return Vocabulary(pl.concat([self.values, new]), self.first)
+
     def __len__(self) -> int:
         """Number of values."""
         return len(self.values)

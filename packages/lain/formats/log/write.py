@@ -94,10 +94,19 @@ class Preparation:
         scratch: An empty folder for what lies on disk in between.
         part_rows: Rows and behaviours that are in memory at once.
         frozen: What another preparation learned; None: learn.
+        before: Ids that keep their vectors, of a preparation that this one grows from.
     """
 
-    def __init__(self, plan: Plan, scratch: Path, part_rows: int, frozen: Frozen | None = None) -> None:
-        self.plan, self.scratch, self.part_rows, self.frozen = plan, scratch, part_rows, frozen
+    def __init__(
+        self,
+        plan: Plan,
+        scratch: Path,
+        part_rows: int,
+        frozen: Frozen | None = None,
+        before: Frozen | None = None,
+    ) -> None:
+        self.plan, self.scratch, self.part_rows = plan, scratch, part_rows
+        self.frozen, self.before = frozen, before
         self.fitted: Fitted
         self.rule: SplitRule
         self.histories: PartHistories
@@ -109,7 +118,7 @@ class Preparation:
         plan = self.plan
         spools = self._scan()
         self.rule = split_rule(plan, spools)
-        self.fitted = fit(plan, spools, self.rule, self.frozen)
+        self.fitted = fit(plan, spools, self.rule, self.frozen, self.before)
         if plan.sequences and self.frozen is None:
             self._fit_sequences(spools)
         plan.mistakes.raise_all()
@@ -171,7 +180,7 @@ class Preparation:
         self.plan.notices.append("no row has a history; models of histories have nothing to read here")
 
     def _fit_sequences(self, spools: Spools) -> None:
-        encoder = Categorical(SEQUENCE, "behaviour", SEQUENCE, 1)
+        encoder = self.plan.columns.get(SEQUENCE) or Categorical(SEQUENCE, "behaviour", SEQUENCE, 1)
         for spool in (spools.rows, spools.past):
             for piece in spool.pieces():
                 encoder.add(piece[f"c:{SEQUENCE}"].filter(piece["b"]))

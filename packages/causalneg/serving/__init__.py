@@ -1,0 +1,1 @@
+"""Serving: texts to vectors on disk, indexes over them, search, and a small HTTP service."""
