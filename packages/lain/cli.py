@@ -12,11 +12,7 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
-<<<<<<< HEAD
-from common.errors import ConfigError, DataError
-=======
-from common.errors import ConfigError, suggest
->>>>>>> next
+from common.errors import ConfigError, DataError, suggest
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -120,7 +116,6 @@ def prepare(
 
 
 @main.command()
-<<<<<<< HEAD
 @click.argument("data", type=FOLDER)
 def verify(data: Path) -> None:
     """Read every byte of the prepared data set DATA and compare it with its fingerprint.
@@ -132,7 +127,9 @@ def verify(data: Path) -> None:
     store = Store.open(data)
     store.verify()
     click.echo(store.fingerprint)
-=======
+
+
+@main.command()
 @click.argument("log", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
 @click.option(
@@ -175,7 +172,6 @@ def recipe(
     click.echo(f"the better model on validation rows: {found.arm}, {found.model}")
     click.echo(f"the comparison: {found.page}")
     click.echo(f"lain serve {found.model}")
->>>>>>> next
 
 
 @main.command()

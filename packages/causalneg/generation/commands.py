@@ -219,6 +219,7 @@ def relabel(
     add: bool,
     truth: str | None,
     skip_bad: bool,
+    force: bool,
     **given: Any,
 ) -> None:
     """Judge the mined negatives of a training set EXAMPLES; those that answer are dropped, into OUT.
@@ -227,6 +228,7 @@ def relabel(
     loss terms kl and margin-mse. OUT with the ending .relabel.json has the counts and, with --truth, the
     precision and recall of the judge.
     """
+    from causalneg.data.outputs import check_set_output
     from causalneg.generation.config import JudgeConfig
     from causalneg.generation.relabel import relabel_set
 
@@ -239,6 +241,7 @@ def relabel(
         given["judge"] = "llm"
     config = _load(JudgeConfig, given, **more)
     _refuse_unused(config, False, given)
+    check_set_output(out, data=data, inputs=[examples], also=_BESIDE[:1], force=force)
     counts = relabel_set(data, examples, out, config, add=add, truth=truth, skip_bad=skip_bad, report=report)
     click.echo(counts.to_markdown())
     click.echo(out)

@@ -122,12 +122,8 @@ class CTRTask(Task):
             found = predictions.metrics(self.config.buckets)
             measured.metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
             measured.reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
-<<<<<<< HEAD
-=======
-            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
         if self._start is not None:
             measured.notes["started_from"] = {"run": str(self._start), "new_rows": self._grown}
->>>>>>> next
         measured.notes["milliseconds_per_sample"] = measured.notes.get("milliseconds_per_sample/test")
         if self.config.diagnose_rows and "test" in data.store.splits:
             write_attention(model, data, self.config, run_dir)
