@@ -241,7 +241,7 @@ def relabel(
         given["judge"] = "llm"
     config = _load(JudgeConfig, given, **more)
     _refuse_unused(config, False, given)
-    check_set_output(out, data=data, inputs=[examples], also=_BESIDE[:1], force=force)
+    check_set_output(out, data=data, inputs=[examples], force=force)
     counts = relabel_set(data, examples, out, config, add=add, truth=truth, skip_bad=skip_bad, report=report)
     click.echo(counts.to_markdown())
     click.echo(out)
