@@ -148,9 +148,10 @@ class Progress:
         """Show figures of the stage; those shown before stay.
 
         Args:
-            figures: Text by name.
+            figures: Text by name; an empty text takes a figure away.
         """
-        self._figures.update(figures)
+        kept = {**self._figures, **figures}
+        self._figures = {name: text for name, text in kept.items() if text}
 
     def grid(self, columns: Sequence[str], rows: Mapping[str, Sequence[State | None]]) -> None:
         """Show the runs of a study.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,12 +34,14 @@ class Shown(NamedLogger):
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Show what there is of loss and validation; the rest stays in the file.
 
+        A metric without a value is left out: why it has none is said apart.
+
         Args:
             metrics: Values by name.
             step: Step of the optimiser, from 0.
         """
         shown = {
-            name: f"{value:.4f}"
+            name: f"{value:.4f}" if math.isfinite(value) else ""
             for name, value in metrics.items()
             if re.fullmatch("(train|valid)/[^/]+", name) and not float(value).is_integer()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from uuid import uuid4
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
+from common.cli import report
 from common.errors import ConfigError
 from common.files import atomic_write
+from common.redact import redact, redact_arguments, redact_text, redacted_command_line
 from common.training.config import TrackingConfig
 from common.training.metrics_file import MetricsFile
 from common.training.task import Artifact, Measured
@@ -42,7 +45,8 @@ class WandbRun(WandbLogger):
         mode: ``offline`` or ``online``.
         project: W&B project where the settings name none.
         tags: What the run is found by, beside the tags of the settings.
-        resolved: The resolved config of the run, kept with it.
+        resolved: The resolved config of the run, kept with it; what looks like a secret in it, or on the
+            command line, does not get there.
     """
 
     def __init__(
@@ -55,20 +59,23 @@ class WandbRun(WandbLogger):
         tags: Sequence[str] = (),
         resolved: Mapping[str, Any],
     ) -> None:
+        safe = redact(resolved)
+        if safe != resolved or redact_arguments(sys.argv[1:]) != sys.argv[1:]:
+            report("note: what looks like a secret in the settings or on the command line is kept from W&B")
         self._run_dir, self._upload = run_dir, config.upload
         kept = run_dir / "wandb" / "id"
         if not kept.is_file():
             atomic_write(kept, uuid4().hex[:8] + "\n")
         super().__init__(
             name=run_dir.name,
-            project=config.project or project,
+            project=redact_text(config.project or project),
             entity=config.entity,
             save_dir=run_dir,
             id=kept.read_text(encoding="utf-8").strip(),
-            group=config.group,
+            group=redact_text(config.group) if config.group else None,
             job_type=config.job_type,
-            tags=[tag[:TAG_LENGTH] for tag in dict.fromkeys([*config.tags, *tags])],
-            config=resolved,
+            tags=[redact_text(tag)[:TAG_LENGTH] for tag in dict.fromkeys([*config.tags, *tags])],
+            config=safe,
             settings=quiet_settings(mode),
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it though it is not set
@@ -77,7 +84,7 @@ class WandbRun(WandbLogger):
 
     @property
     def experiment(self) -> Run:
-        """The run, begun where it is first asked for.
+        """The run, begun where it is first asked for; W&B reads the command line then.
 
         Raises:
             ConfigError: W&B refuses it.
@@ -85,7 +92,8 @@ class WandbRun(WandbLogger):
         import wandb
 
         try:
-            run: Run = super().experiment
+            with redacted_command_line():
+                run: Run = super().experiment
         except wandb.Error as error:
             raise ConfigError(f"tracking: W&B refuses the run ({' '.join(str(error).split())})") from error
         return run

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BackendError
+from common.redact import redact, redacted_command_line
 from common.training.task import Artifact
 from common.training.wandb_mode import Mode
 
@@ -39,7 +40,7 @@ def log_artifact(run: Run, artifact: Artifact, *, upload: bool = False) -> None:
     from wandb import Artifact as WandbArtifact
 
     name = re.sub(r"[^\w.-]+", "-", artifact.name)[:120]
-    kept = WandbArtifact(name=name, type=artifact.type, metadata=dict(artifact.facts))
+    kept = WandbArtifact(name=name, type=artifact.type, metadata=redact(dict(artifact.facts)))
     for path in artifact.paths:
         files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
         for file in files:
@@ -92,10 +93,11 @@ def tracked_step(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run = wandb.init(
-            project=project, name=out.stem, dir=out.parent, mode=mode, job_type=job_type, tags=list(tags),
-            config=dict(config), settings=quiet_settings(mode),
-        )  # fmt: skip
+        with redacted_command_line():
+            run = wandb.init(
+                project=project, name=out.stem, dir=out.parent, mode=mode, job_type=job_type,
+                tags=list(tags), config=redact(dict(config)), settings=quiet_settings(mode),
+            )  # fmt: skip
     except wandb.Error as error:
         raise BackendError(f"wandb: {error}; log in, or take wandb=offline") from None
     try:
