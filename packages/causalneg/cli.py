@@ -14,6 +14,7 @@ from causalneg.options import (
     DRY_RUN,
     FILE,
     FOLDER,
+    FORCE,
     LANGUAGE,
     PATH,
     QUIET,
@@ -112,6 +113,7 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
 @SKIP_BAD
+@FORCE
 @QUIET
 @DRY_RUN
 def mine(
@@ -139,6 +141,7 @@ def mine(
     devices: tuple[str, ...],
     seed: int,
     skip_bad: bool,
+    force: bool,
     quiet: bool,
     dry_run: bool,
 ) -> None:
@@ -149,6 +152,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
+    from causalneg.data.outputs import check_set_output
     from causalneg.mining import MiningRules
 
     chosen = {
@@ -169,6 +173,7 @@ def mine(
     if dry_run:
         click.echo(to_yaml(rules), nl=False)
         return
+    check_set_output(out, data=data, inputs=[encoder] if encoder else [], force=force)
     report = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
         search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
@@ -451,6 +456,7 @@ def diagnose(
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
 @TRUST
 @SKIP_BAD
+@FORCE
 @DRY_RUN
 def export(
     source: Path,
@@ -461,6 +467,7 @@ def export(
     data: Path | None,
     trust_remote_code: bool,
     skip_bad: bool,
+    force: bool,
     dry_run: bool,
 ) -> None:
     """Hand the encoder of a run, or a training set, to other libraries; or take theirs in.
@@ -469,6 +476,7 @@ def export(
     Tevatron's.
     """
     from causalneg.data import export_examples, import_examples, read_dataset
+    from causalneg.data.outputs import check_set_output
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}
@@ -477,9 +485,14 @@ def export(
     if kind == "encoder":
         from causalneg.encoders import find_encoder
 
-        find_encoder(source, trust_remote_code=trust_remote_code).export_sentence_transformers(out)
+        whole, place = source.resolve(), out.resolve()
+        if place == whole or place in whole.parents or (whole in place.parents and place.exists()):
+            raise ConfigError(f"{out}: is read by this very command; write to another folder")
+        encoder = find_encoder(source, trust_remote_code=trust_remote_code)
+        encoder.export_sentence_transformers(out, replace=force)
         click.echo(out)
         return
+    check_set_output(out, data=data, inputs=[source], own=kind == "own", force=force)
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None
     examples = import_examples(source, format=given, skip_bad=skip_bad, report=_tell)
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):

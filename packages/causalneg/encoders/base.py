@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -170,7 +171,7 @@ class Encoder(nn.Module, ABC):
         Args:
             folder: Where to. Holds ``config.json``, weights in safetensors, the vocabulary.
         """
-        with atomic_folder(Path(folder), replace=True) as temporary:
+        with _written(folder), atomic_folder(Path(folder), replace=True) as temporary:
             self._save_parts(temporary)
             write_json(temporary / CONFIG_FILE, {"causalneg_encoder": self.kind, **self.settings()})
 
@@ -185,7 +186,7 @@ class Encoder(nn.Module, ABC):
 
         return load_encoder(folder)
 
-    def export_sentence_transformers(self, folder: Path) -> None:
+    def export_sentence_transformers(self, folder: Path, *, replace: bool = False) -> None:
         """Write a folder that ``SentenceTransformer(folder)`` loads and that gives the same vectors.
 
         Only classes that sentence-transformers ships are named in it, so that it loads without
@@ -193,9 +194,13 @@ class Encoder(nn.Module, ABC):
         ``"document"``: use ``encode_query`` and ``encode_document``.
 
         Args:
-            folder: Where to; a folder that is there is replaced.
+            folder: Where to; a new or empty folder.
+            replace: Whether a folder that is there is replaced, with all that is in it.
+
+        Raises:
+            DataError: There is a file, or a folder that is not empty.
         """
-        with atomic_folder(Path(folder), replace=True) as temporary:
+        with _written(folder), atomic_folder(Path(folder), replace=replace) as temporary:
             modules = self._export_parts(temporary)
             listed = [
                 {
@@ -287,6 +292,19 @@ def write_pooling(folder: Path, dim: int, mode: str) -> None:
         folder / CONFIG_FILE,
         {"word_embedding_dimension": dim, **flags, "pooling_mode_max_tokens": False, "include_prompt": True},
     )
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turn what safetensors says of a disk (it is no OSError) into a line that names the folder.
+
+    Raises:
+        DataError: The weights cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise DataError(f"{folder}: cannot be written ({error})") from error
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

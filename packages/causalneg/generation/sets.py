@@ -36,6 +36,7 @@ from common.cli import report as report_to_user
 from common.config import Component, Registry
 from common.errors import BackendError, ConfigError, DataError
 from common.files import atomic_write, beside
+from common.redact import redact, redacted_command_line
 from common.report.tables import format_number, markdown_table
 
 
@@ -379,17 +380,16 @@ def _tracker(config: GenerateConfig, out: Path, writer: Writer) -> Iterator[Trac
 
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run = wandb.init(
-            project=config.project,
-            name=out.stem,
-            dir=out.parent,
-            mode=config.wandb,
-            config={
-                **writer.identity,
-                **{f"budget/{k}": v for k, v in dataclasses.asdict(config.budget).items()},
-            },
-            settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
-        )
+        budget = {f"budget/{k}": v for k, v in dataclasses.asdict(config.budget).items()}
+        with redacted_command_line():
+            run = wandb.init(
+                project=config.project,
+                name=out.stem,
+                dir=out.parent,
+                mode=config.wandb,
+                config=redact({**writer.identity, **budget}),
+                settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
+            )
     except wandb.Error as error:
         raise BackendError(f"wandb: {error}; log in, or take wandb=offline") from None
     try:

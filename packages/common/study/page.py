@@ -304,6 +304,16 @@ def is_run(folder: Path) -> bool:
     return (folder / "record.json").is_file() and (folder / "config.yaml").is_file()
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page like those that are written here.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return b'<meta name="digest"' in file.read(1_000)
+
+
 def write_page(text: str, path: Path) -> Path:
     """Write a page whole or not at all.
 

@@ -134,6 +134,7 @@ def mistakes(config: RunSettings) -> list[str]:
     wrong = []
     if not 0 <= config.seed < 2**32:
         wrong.append(f"seed: must be from 0 to {2**32 - 1}, got {config.seed}")
-    if config.name is not None and (not config.name or {".", ".."} & set(config.name.split("/"))):
+    parts = set() if config.name is None else set(config.name.split("/"))
+    if parts & {"", ".", ".."}:
         wrong.append(f"name: must be the name of a new folder, got '{config.name}'")
     return wrong

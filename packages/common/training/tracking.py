@@ -16,8 +16,10 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger, WandbLogger
 from tqdm import tqdm
 
+from common.cli import report
 from common.config import to_dict
 from common.files import atomic_write, sync
+from common.redact import redact, redact_arguments, redact_text, redacted_command_line
 from common.training.config import TrackingConfig
 
 
@@ -121,6 +123,8 @@ class Console(_Named):
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Show the whole metrics of a validation, or the loss of a training step; the rest stays in the file.
 
+        A metric without a value is left out: why it has none is said apart.
+
         Args:
             metrics: Values by name.
             step: Step of the optimiser, from 0.
@@ -128,7 +132,8 @@ class Console(_Named):
         shown = [
             f"{name} {value:.4f}"
             for name, value in metrics.items()
-            if name == "train/loss" or (re.fullmatch("valid/[^/]+", name) and not float(value).is_integer())
+            if name == "train/loss"
+            or (re.fullmatch("valid/[^/]+", name) and math.isfinite(value) and not float(value).is_integer())
         ]
         if shown:
             epoch = int(metrics.get("epoch", 0)) + 1
@@ -146,7 +151,8 @@ class WandbRun(WandbLogger):
         run_dir: The run folder.
         config: Settings and group; see :class:`common.training.config.TrackingConfig`.
         project: W&B project where the settings name none.
-        resolved: The resolved config of the run, kept with it.
+        resolved: The resolved config of the run, kept with it; what looks like a secret in it, or on the
+            command line, does not get there.
     """
 
     def __init__(
@@ -154,17 +160,20 @@ class WandbRun(WandbLogger):
     ) -> None:
         from wandb import Settings
 
+        safe = redact(resolved)
+        if safe != resolved or redact_arguments(sys.argv[1:]) != sys.argv[1:]:
+            report("note: what looks like a secret in the settings or on the command line is kept from W&B")
         self._run_dir = run_dir
         kept = run_dir / "wandb" / "id"
         if not kept.is_file():
             atomic_write(kept, uuid4().hex[:8] + "\n")
         super().__init__(
             name=run_dir.name,
-            project=config.project or project,
+            project=redact_text(config.project or project),
             save_dir=run_dir,
             id=kept.read_text(encoding="utf-8").strip(),
-            group=config.group,
-            config=resolved,
+            group=redact_text(config.group) if config.group else None,
+            config=safe,
             settings=Settings(
                 silent=True,
                 console="off",
@@ -175,6 +184,12 @@ class WandbRun(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # W&B warns of it though it is not set
         self.kept_offline = config.wandb == "offline"
         self.begun = False
+
+    @property
+    def experiment(self) -> Any:
+        """The run; W&B reads the command line when it is opened."""
+        with redacted_command_line():
+            return super().experiment
 
     def begin(self, step: int) -> None:
         """Go on at a step.

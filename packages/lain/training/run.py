@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.cli import report
 from common.errors import ConfigError, DataError, DivergedError
 from common.files import atomic_write, fingerprint
 from common.training.record import Record
@@ -80,6 +81,7 @@ class CTRTask(Task):
 
         config = self.config
         data = open_data(config)
+        data.store.verify()
         torch.manual_seed(config.seed)
         on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
         copies = 1 + ADAM_MOMENTS * on_host
@@ -113,10 +115,13 @@ class CTRTask(Task):
                     "finite; lower train.learning_rate or set fit.clip"
                 )
             predictions.save(run_dir / "predictions" / f"{split}.parquet")
+            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
+            if not predictions.labelled:
+                report(f"note: {split} has no labels: its scores are in predictions/, metrics it has none")
+                continue
             found = predictions.metrics(self.config.buckets)
             measured.metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
             measured.reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
-            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
         if self._start is not None:
             measured.notes["started_from"] = {"run": str(self._start), "new_rows": self._grown}
         measured.notes["milliseconds_per_sample"] = measured.notes.get("milliseconds_per_sample/test")

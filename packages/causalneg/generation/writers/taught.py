@@ -385,6 +385,9 @@ def evaluate(model: Any, samples: Sequence[Sample], device: str) -> float:
     return float(torch.stack(losses).mean())
 
 
+_FACTS = "world-lm.json"  # what a model folder says of its lesson
+
+
 def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     """Make conversations, train, and write the model folder; killed and called again, it goes on.
 
@@ -395,8 +398,10 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
         lesson: How.
 
     Raises:
-        DataError: The data are no world.
+        DataError: The data are no world, or ``out`` holds something else than such a model.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / _FACTS).is_file():
+        raise DataError(f"{out}: the folder is not empty; remove it or give another name")
     world = find_world(data)
     if world is None:
         raise DataError(f"{data}: is no world; make one with causalneg world")
@@ -437,6 +442,6 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     }
     with atomic_folder(out, replace=True) as folder:
         save(model.cpu(), tokenizer, folder)
-        atomic_write(folder / "world-lm.json", json.dumps(facts, indent=1) + "\n")
+        atomic_write(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
     state.unlink(missing_ok=True)
     return facts
