@@ -225,8 +225,8 @@ def run_page(kind: StudyKind[S, P, R], folder: Path, *, target: Path | None = No
     record = run.record
     missing = [f"{name} has no value: {reason}." for name, reason in record.reasons.items()]
     if record.complete:
-        answer = [f"Finished on {record.finished} after {format_seconds(record.wall_seconds or 0.0)}."]
-        answer += _headline(kind, record)
+        answer = _headline(kind, record)
+        answer.append(f"Finished on {record.finished} after {format_seconds(record.wall_seconds or 0.0)}.")
     else:
         answer = ["This run is not finished."]
         missing = ["No metrics: they are measured at the end of the run.", *missing]
