@@ -37,6 +37,7 @@ class _SearchName(click.ParamType[str]):
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
 )
+FORCE = click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read.")
 SEARCH = click.option(
     "--index", "search", type=_SearchName(),
     help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",

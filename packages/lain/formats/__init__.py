@@ -63,6 +63,8 @@ def prepare(
         raise ConfigError(
             f"format '{format}' is not known; there are {', '.join(FORMATS)}{suggest(format, FORMATS)}"
         )
+    if out.resolve() in (source.resolve(), *source.resolve().parents) and out.exists():
+        raise ConfigError(f"{out}: holds {source}, which is read; write to another folder")
     if schema is not None and format not in ("log", "reczoo"):
         raise ConfigError(f"a schema is for the formats log and reczoo; {format} needs none")
     shown = Progress(progress)
