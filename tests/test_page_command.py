@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
+import itertools
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from browser import CHROMIUM, Browser
 from common.study.command import find_study
 from common.study.execute import execute
 from common.study.results import complete, resolve
 from fake_train import simulate
 from lain.cli import main
 from lain.study.kind import CTR, SECTIONS
+from tiny_retrieval import causalneg, tiny_data
 
 STUDY = """
 name: tiny
@@ -121,6 +123,23 @@ def test_the_answer_is_computed_from_the_runs(study: Path) -> None:
     assert "not new seeds" in words
 
 
+def test_every_difference_leads_to_users(study: Path) -> None:
+    text = (study / "page.html").read_text()
+    anchors = set(re.findall(r'id="([^"]+)"', text))
+    table = text.split("<h3>lain minus base, AUC x 100</h3>")[1].split("</table>")[0]
+    links = re.findall(r'<td class="[^"]*"><a href="#([^"]+)">', table)
+    # From 100 to 200 LAIN of the stand-in scores as base does: nothing is behind that difference.
+    groups = ("all", "0-50", "50-100", "0-100", "200_2b_")
+    assert links == [f"changes.twin.lain.{group}" for group in groups]
+    assert {to for to in re.findall(r'href="#([^"]+)"', text)} <= anchors
+    # LAIN of the stand-in harms long histories, so their users lose most.
+    behind = text.split('id="changes.twin.lain.200_2b_"')[1]
+    counts = re.search(r"Of (\d+) users (\d+) gain, (\d+) lose", behind)
+    assert counts is not None
+    assert int(counts[3]) > int(counts[2])
+    assert "No history: the prepared data are not those that were predicted." in text
+
+
 def test_links_are_relative_to_where_the_page_lies(study: Path, tmp_path: Path) -> None:
     done = command("report", study, "--out", tmp_path / "elsewhere.html")
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'elsewhere.html'}\n"), done.output
@@ -189,114 +208,96 @@ def test_a_section_is_one_function_and_one_line(copy: Path) -> None:
     assert "There are 10." in (copy / "page.html").read_text()
 
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                if (found := shutil.which(name))), None)  # fmt: skip
-
-PROBE = """
-<!doctype html><meta charset="utf-8"><body>
-<iframe id="phone" style="width:390px;height:800px;border:0"></iframe>
-<iframe id="desk" style="width:1280px;height:800px;border:0"></iframe>
-<pre id="found"></pre>
-<script>
-const text = @PAGE@;
-function luminance(c) {
-  const [r, g, b] = c.map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
-  return .2126 * r + .7152 * g + .0722 * b;
-}
-function colour(text) { return text.match(/[\\d.]+/g).map(Number); }
-function ground(element) {
-  for (let at = element; at; at = at.parentElement) {
-    const found = colour(getComputedStyle(at).backgroundColor);
-    if (found.length < 4 || found[3] > .99) return found.slice(0, 3);
-  }
-  return [255, 255, 255];
-}
-function measure(frame) {
-  const page = frame.contentDocument, view = frame.contentWindow;
-  for (const one of page.querySelectorAll("details")) one.open = true;
-  const low = [];
-  let texts = 0;
-  const walker = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const parent = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || parent.closest("title")) continue;
-    texts += 1;
-    const style = view.getComputedStyle(parent);
-    const ink = colour(parent.closest("svg") ? style.fill : style.color).slice(0, 3);
-    const pair = [luminance(ink), luminance(ground(parent))].sort((a, b) => b - a);
-    const ratio = (pair[0] + .05) / (pair[1] + .05);
-    if (ratio < 4.5) low.push([walker.currentNode.data.trim().slice(0, 30), ratio]);
-  }
-  const root = page.documentElement;
-  const reachable = [...page.querySelectorAll("a[href], summary, .scroll")].every(one => one.tabIndex === 0);
-  return {
-    width: view.innerWidth, overflow: root.scrollWidth - root.clientWidth, low, texts, reachable,
-    dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
-    requests: view.performance.getEntriesByType("resource").map(one => one.name),
-  };
-}
-const frames = ["phone", "desk"].map(id => document.getElementById(id));
-let left = frames.length;
-for (const frame of frames) {
-  frame.addEventListener("load", () => {
-    if (!--left) document.getElementById("found").textContent = JSON.stringify(frames.map(measure));
-  });
-  frame.srcdoc = text;
-}
-</script>
-"""
+WIDTHS = (390, 1280)
 
 
-def browse(page: Path, folder: Path, *settings: str) -> tuple[list[dict[str, Any]], str]:
-    """What a browser measures on a page at two widths, and what it wrote to its console."""
-    assert BROWSER is not None
-    content = json.dumps(page.read_text()).replace("</", "<\\/")
-    probe = folder / "probe.html"
-    probe.write_text(PROBE.replace("@PAGE@", content))
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-         f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=10000",
-         "--dump-dom", *settings, probe.as_uri()],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None
-    measured: list[dict[str, Any]] = json.loads(html.unescape(found.group(1)))
-    return measured, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    with Browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-@pytest.mark.parametrize(("which", "dark"), [("study", False), ("study", True), ("run", False)])
-def test_in_a_browser(study: Path, tmp_path: Path, which: str, dark: bool) -> None:
-    page = study / "page.html"
-    if which == "run":
-        page = tmp_path / "run.html"
-        shutil.copytree(study / "twin-lain-0", tmp_path / "run")
-        (tmp_path / "run" / "config.yaml").write_text("")
-        assert command("report", tmp_path / "run", "--out", page).exit_code == 0
-    found, console = browse(page, tmp_path, f"--blink-settings=preferredColorScheme={0 if dark else 1}")
-    assert console == ""
-    assert [one["width"] for one in found] == [390, 1280]
-    for one in found:
-        assert one["dark"] is dark
-        assert one["overflow"] == 0
-        assert one["low"] == []
-        assert one["texts"] > 100
-        assert one["reachable"]
-        assert one["requests"] == []
+def page_of(which: str, study: Path, folder: Path) -> Path:
+    """A page of each kind."""
+    page = folder / "page.html"
+    if which == "study":
+        return study / "page.html"
+    if which == "unfinished study":
+        shutil.copytree(study.parent, folder / "runs")
+        shutil.rmtree(folder / "runs" / "ctr-tiny" / "twin-base-1")
+        done = command("report", folder / "runs" / "ctr-tiny", "--out", page)
+    elif which == "run":
+        shutil.copytree(study / "twin-lain-0", folder / "run")
+        (folder / "run" / "config.yaml").write_text("")
+        done = command("report", folder / "run", "--out", page)
+    elif which == "data":
+        done = command("show", study.parent / "data" / "world", "--page", page)
+    else:
+        done = causalneg("show", tiny_data(folder / "corpus"), "--page", page)
+    assert done.exit_code == 0, done.output
+    return page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_browser_finds_what_is_wrong(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["study", "unfinished study", "run", "data", "corpus"])
+def test_in_a_browser(study: Path, tmp_path: Path, browser: Browser, which: str) -> None:
+    page = page_of(which, study, tmp_path)
+    for width, dark in itertools.product(WIDTHS, (False, True)):
+        browser.show(page, width=width, dark=dark)
+        found = browser.measure()
+        assert (found["width"], found["dark"], found["overflow"]) == (width, dark, 0)
+        assert found["low"] == []
+        assert found["texts"] > 100
+        assert found["reachable"]
+        assert browser.console == []
+        assert [address for address in browser.requests if not address.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.slow
+def test_examples_are_reached_without_a_mouse(study: Path, browser: Browser) -> None:
+    browser.show(study / "page.html", width=1280)
+    for _ in range(200):
+        browser.press("Tab")
+        if browser.evaluate("document.activeElement.matches('td a')"):
+            break
+    assert browser.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    to = browser.evaluate("document.activeElement.getAttribute('href')")
+    assert to == "#changes.twin.lain.all"
+    seen = f"document.getElementById('{to[1:]}').checkVisibility()"
+    assert browser.evaluate(seen) is False
+    browser.press("Enter")
+    assert browser.evaluate(seen) is True
+    browser.press("Tab")  # the first user inside
+    assert browser.evaluate("document.activeElement.tagName") == "SUMMARY"
+    browser.press("Enter")
+    inside = f"document.getElementById('{to[1:]}').querySelector('details')"
+    assert browser.evaluate(f"{inside}.open") is True
+    assert browser.evaluate(f"{inside}.querySelector('table').checkVisibility()") is True
+
+
+@pytest.mark.slow
+def test_print_shows_tables_and_leaves_out_examples(study: Path, browser: Browser) -> None:
+    browser.show(study / "page.html", width=800, dark=True, media="print")
+    shown = "[...document.querySelectorAll('{}')].map(one => one.checkVisibility())"
+    assert not any(browser.evaluate(shown.format(".entry")))
+    folded = browser.evaluate(shown.format(".folded table"))
+    assert folded
+    assert all(folded)
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.slow
+def test_the_browser_finds_what_is_wrong(tmp_path: Path, browser: Browser) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
         "<body style='background:white'><p style='color:#999;width:2000px'>pale</p>"
         "<img src='http://127.0.0.1:19/a.png'><script>console.error('x')</script>"
     )
-    (phone, _), console = browse(bad, tmp_path)
-    assert phone["overflow"] > 1000
-    assert [words for words, _ in phone["low"]] == ["pale"]
-    assert console
-    assert phone["requests"] == ["http://127.0.0.1:19/a.png"]
+    browser.show(bad, width=390)
+    found = browser.measure()
+    assert found["overflow"] > 1000
+    assert [words for words, _ in found["low"]] == ["pale"]
+    assert "x" in browser.console
+    assert "http://127.0.0.1:19/a.png" in browser.requests

@@ -30,6 +30,8 @@ from common.config import to_yaml
 from common.config.command import settings_command
 from common.errors import ConfigError
 from common.metrics.retrieval import MEASURES, parse_measure
+from common.report.page.command import PAGE as PAGE_FILE
+from common.report.page.command import show_page
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -519,6 +521,27 @@ def report_page(**options: Any) -> int:
     from common.study.command import run_report
 
     return run_report(RETRIEVAL, **options)
+
+
+@main.command()
+@click.argument("source", metavar="SET_OR_CORPUS", type=PATH)
+@click.option("--data", type=FOLDER, help="BEIR folder that a set's passages without a text are read from.")
+@click.option("--examples", default=5, show_default=True, type=click.IntRange(0), help="Examples to show.")
+@click.option("--seed", default=0, show_default=True, help="Decides which examples.")
+@PAGE_FILE
+def show(source: Path, data: Path | None, examples: int, seed: int, page: Path | None) -> None:
+    """Show what is in a training set or a corpus, as text and, with --page, as one HTML file.
+
+    Of a set (a JSONL file): length of the negatives and their overlap with query and positive by source,
+    counts of strategies, requirements and verdicts, random examples. Of a corpus (a BEIR folder): lengths,
+    positives, overlaps, copies and leaks between splits, random queries.
+    """
+    from causalneg.evaluation.show import corpus_page, set_page
+
+    if source.is_dir():
+        show_page(corpus_page(source, examples=examples, seed=seed), page)
+    else:
+        show_page(set_page(source, data=data, examples=examples, seed=seed), page)
 
 
 if __name__ == "__main__":

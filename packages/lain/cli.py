@@ -15,6 +15,7 @@ from common.config import load as load_config
 from common.config import read_component, to_yaml
 from common.config.command import settings_command
 from common.errors import ConfigError, suggest
+from common.report.page.command import PAGE, show_page
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
 
@@ -487,6 +488,20 @@ def report_page(**options: Any) -> int:
     from lain.study.kind import CTR
 
     return run_report(CTR, **options)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+@PAGE
+def show(data: Path, page: Path | None) -> None:
+    """Show what is in the prepared DATA, as text and, with --page, as one HTML file.
+
+    History lengths, users, rows and clicks by length bucket, clicks over time where rows have times,
+    popularity of items, share of new items and users in each split, and checks for leaks.
+    """
+    from lain.evaluation.show import data_page
+
+    show_page(data_page(data), page)
 
 
 if __name__ == "__main__":

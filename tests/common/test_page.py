@@ -7,14 +7,27 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.report.page.charts import Chart, Scale, dot_chart, line_chart, nice_ticks, short, thin
-from common.report.page.render import Page, Section, Titled, render
+from common.report.page.charts import (
+    Chart,
+    Scale,
+    bar_chart,
+    dot_chart,
+    dot_domain,
+    line_chart,
+    nice_ticks,
+    short,
+    thin,
+)
+from common.report.page.render import Entry, Page, Section, Titled, anchor, render
+from common.report.page.text import page_text
 from common.report.panels import Panel, Series
 from common.report.tables import Table
+from common.study.extremes import extremes, mean_by_unit
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -145,7 +158,10 @@ def test_every_text_is_escaped() -> None:
         [(NASTY, NASTY)],
     )  # fmt: skip
     text = render(Page(NASTY, NASTY, NASTY, [NASTY], [NASTY], [section], NASTY))
-    assert "script" not in parse(text).tags
+    entry = Entry("x", NASTY, NASTY, [NASTY], [(NASTY, NASTY)], [table], [(NASTY, "x")], [Entry("y", NASTY)])
+    other = render(Page("a", "b", "c", [], sections=[Section("d", entries=[entry])], facts=[NASTY]))
+    assert "script" not in [*parse(text).tags, *parse(other).tags]
+    text += other
     assert "<script" not in text
     assert text.count("&lt;script&gt;") > 20
 
@@ -170,3 +186,121 @@ def test_a_page_that_is_too_large_says_what_it_leaves_out() -> None:
     assert cut.count("<p>kept</p>") == 4
     with pytest.raises(ValueError, match="larger than 100 bytes without any chart"):
         render(page, limit=100)
+
+
+def test_a_bar_chart_by_hand() -> None:
+    chart = bar_chart(Panel("t", [Series("n", ["a", "bb"], [1.0, 4.0])], "kind", "texts"))
+    bars = [(float(one.get("x", "")), float(one.get("width", ""))) for one in drawing(chart).iter("rect")]
+    left = 12 + 6.3 * 2 + 6
+    assert bars[1] == pytest.approx((left, 360 - 10 - 46 - left), abs=0.1)
+    assert bars[0] == pytest.approx((left, (360 - 10 - 46 - left) / 4), abs=0.1)
+    assert chart.table.rows == [["a", "1"], ["bb", "4"]]
+    assert chart.bars == [0.25, 1]
+
+
+def far_panel(value: float) -> Panel:
+    names = [f"arm {i}" for i in range(10)]
+    y = [0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.2, -0.2, 0.1, value]
+    return Panel(
+        "t", [Series("a", names, y, [v - 0.1 for v in y], [v + 0.1 for v in y])], "arm", "d", zero=True
+    )
+
+
+def test_a_row_that_is_far_off_becomes_an_arrow_with_its_value() -> None:
+    assert dot_domain([far_panel(0.5)]) == pytest.approx((-0.345, 0.645))  # 5 % of .9 around [-.3, .6]
+    low, high = dot_domain([far_panel(-5.0)])
+    assert (low, high) == pytest.approx((-0.33, 0.33))
+    chart = dot_chart(far_panel(-5.0), domain=(low, high))
+    arrows = [one for one in drawing(chart).iter("polygon") if "clipped" in (one.get("class") or "")]
+    assert [arrow[0].text for arrow in arrows] == ["arm 9, a: -5.00 [-5.10, -4.90]"]
+    assert "-5" in [one.text for one in drawing(chart).iter("text")]
+    assert any("arrows: beyond the axis" in (one.text or "") for one in drawing(chart).iter("text"))
+    assert chart.table.rows[-1] == ["arm 9", "-5.00 [-5.10, -4.90]"]
+    inside = dot_chart(far_panel(0.5), domain=dot_domain([far_panel(0.5)]))
+    assert not list(drawing(inside).iter("polygon"))
+
+
+@given(st.lists(st.text(), min_size=1), st.lists(st.text(), min_size=1))
+def test_different_words_have_different_anchors(one: list[str], other: list[str]) -> None:
+    assert (anchor(*one) == anchor(*other)) == (one == other)
+    assert re.fullmatch(r"[A-Za-z0-9._-]*", anchor(*one))
+
+
+def drilled(entries: int = 1) -> Page:
+    table = Table(["arm", "difference"], [["a", "+1.00*"], ["b", "-2.00"]])
+    links = {(0, 1): anchor("a"), (1, 1): anchor("b")}
+    prose = Titled(
+        "texts", Table(["rank", "text"], [["1", "word " * 100], ["2", "no"]]), prose=True, hits=[1]
+    )
+    inner = [
+        Entry(f"a.{i}", f"query {i}", "-0.500", tables=[prose], links=[("up", "a")]) for i in range(entries)
+    ]
+    first = Section("one", tables=[Titled("main", table, links)])
+    return Page("S", "s", "?", ["so"], sections=[first, Section("two", ["kept"], entries=[
+        Entry("a", "arm a", text=["one query"], entries=inner)
+    ])])  # fmt: skip
+
+
+def test_cells_lead_to_entries_that_are_there() -> None:
+    text = render(drilled())
+    page = parse(text)
+    assert [address for address in page.addresses if address.startswith("#") and address[1] != "s"] == [
+        "#a",
+        "#a",
+    ]
+    # What an address leads to lies inside what is folded, so that browsers unfold it.
+    assert re.search(r'<details class="entry"><summary>arm a</summary><div class="inside" id="a">', text)
+    assert '<span class="badge down">-0.500</span>' in text
+    assert '<td class="r mark up"><a href="#a">+1.00*</a></td>' in text
+    assert '<td class="r">-2.00</td>' in text  # nothing is behind it
+    assert '<tr class="hit"><td class="l" data-h="rank">2</td>' in text
+
+
+def test_examples_are_left_out_first_and_nothing_leads_to_them() -> None:
+    page = drilled(50)
+    size = len(render(page).encode())
+    half = render(page, limit=size - 1)
+    assert "Left out, as the page would be too large: some examples of two." in half
+    assert [f'id="a.{i}"' in half for i in range(4)] == [True, False, True, False]
+    assert len(half.encode()) < 0.7 * size
+    cut = render(page, limit=len(render(drilled(1)).encode()) - 1)
+    assert "Left out, as the page would be too large: all examples of two." in cut
+    assert 'href="#a"' not in cut
+    assert "<p>kept</p>" in cut
+    assert "+1.00*" in cut
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    page = Page("S", "s", "?", ["so"], sections=[Section("x", entries=[Entry("a", "1"), Entry("a", "2")])])
+    with pytest.raises(ValueError, match="two entries of the page have the anchor 'a'"):
+        render(page)
+
+
+def test_a_page_as_text_has_all_of_it() -> None:
+    bars = bar_chart(Panel("t", [Series("n", ["a", "bb"], [1.0, 2.0])], "kind"))
+    page = drilled()
+    text = page_text(Page("S", "s", "?", ["so"], ["gap"], [Section("c", charts=[bars]), *page.sections]))
+    assert text.startswith("# S: s\n\nso\n\nNot shown:\n- gap\n")
+    assert f"| bb   |   2 | {'█' * 30} |" in text
+    assert f"| a    |   1 | {'█' * 15} " in text
+    assert "### -0.500 query 0" in text
+    assert "| b   |      -2.00 |" in text
+
+
+def test_who_changed_most_by_hand() -> None:
+    found = extremes(["a", "b", "c", "d"], np.array([0.5, -1.0, 0.0, 0.5]), 1)
+    assert (found.gained, found.lost) == ({"a": 0.5}, {"b": -1.0})
+    assert found.counts("queries") == "Of 4 queries 2 gain, 1 lose and 1 stay the same."
+    assert extremes([], np.array([]), 3).change == {}
+    assert mean_by_unit([{"a": 1.0, "b": 2.0}, {"b": 4.0}]) == {"b": 3}
+
+
+@given(st.lists(st.integers(-5, 5), max_size=30), st.integers(1, 5))
+def test_who_changed_most_against_a_full_sort(values: list[int], count: int) -> None:
+    names = [f"{place:02}" for place in range(len(values))]
+    found = extremes(names, np.array(values, dtype=float), count)
+    order = sorted(zip(values, names, strict=True), key=lambda one: (-one[0], one[1]))
+    assert list(found.gained) == [name for value, name in order if value > 0][:count]
+    order.sort(key=lambda one: (one[0], one[1]))
+    assert list(found.lost) == [name for value, name in order if value < 0][:count]
+    assert found.up + found.down + found.same == len(values)

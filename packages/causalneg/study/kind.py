@@ -30,9 +30,11 @@ PLOTS.add("source_auc", "causalneg.study.plots:source_auc")
 SECTIONS: Registry[Any] = Registry("section", given={"report"})
 """Sections of the page of a study, in order."""
 SECTIONS.add("differences", "causalneg.study.page:differences")
+SECTIONS.add("examples", "causalneg.study.examples:examples")
 SECTIONS.add("ndcg", "causalneg.study.page:ndcg")
 SECTIONS.add("similarity", "causalneg.study.page:similarity")
 SECTIONS.add("source", "causalneg.study.page:source")
+SECTIONS.add("written", "causalneg.study.page:written")
 SECTIONS.add("training", "causalneg.study.page:training")
 SECTIONS.add("tables", "causalneg.study.page:tables")
 
@@ -40,6 +42,8 @@ RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
 """Sections of the page of one run, in order."""
 RUN_SECTIONS.add("ladder", "causalneg.study.page:run_ladder")
 RUN_SECTIONS.add("similarity", "causalneg.study.page:run_similarity")
+RUN_SECTIONS.add("slices", "causalneg.study.slices:run_slices")
+RUN_SECTIONS.add("data", "causalneg.study.slices:run_data")
 
 DIAGNOSIS = "diagnosis"
 """What stands in place of the split where held-out training queries are diagnosed."""

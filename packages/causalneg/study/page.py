@@ -6,6 +6,7 @@ import json
 import math
 
 from causalneg.evaluation.ladder import Ladder
+from causalneg.study.examples import cell_anchor
 from causalneg.study.panels import (
     OVER_TRAINING,
     histogram_panel,
@@ -15,9 +16,11 @@ from causalneg.study.panels import (
 )
 from causalneg.study.table import NDCG, VIEWS, Arms, RetrievalReport, arms_of, shows, views_of
 from causalneg.study.table import sections as tables_of
-from common.report.page.charts import dot_chart, dot_domain, line_chart
+from common.files import beside
+from common.report.page.charts import bar_chart, dot_chart, dot_domain, line_chart
 from common.report.page.render import Section, Titled
 from common.report.panels import Panel, Series
+from common.report.tables import Table
 from common.study.collect import Measure, Run
 from common.study.page import THINNED, curves, thinned
 
@@ -28,8 +31,12 @@ def differences(report: RetrievalReport) -> Section:
     parts = [(arms, split) for arms in arms_of(report) for split in arms.splits]
     panels = [panel for arms, split in parts if (panel := _forest(arms, split, views)).series]
     domain = dot_domain(panels)
-    main = {f"{split}: arms against {arms.reference}" for arms, split in parts}
-    chosen = [(title, table) for title, table in tables_of(report) if table and title.startswith(tuple(main))]
+    suffix = {arms.encoder: f", {arms.encoder}" if len(arms_of(report)) > 1 else "" for arms, _ in parts}
+    main = {
+        f"{split}: arms against {arms.reference}{suffix[arms.encoder]}": (arms, split)
+        for arms, split in parts
+    }
+    chosen = [(title, table) for title, table in tables_of(report) if table and title in main]
     return Section(
         "Differences by arm",
         text=[
@@ -37,8 +44,19 @@ def differences(report: RetrievalReport) -> Section:
             "after Holm's correction over the arms, as has a star."
         ],
         charts=[dot_chart(panel, domain=domain) for panel in panels],
-        tables=[Titled(title, table) for title, table in chosen],
+        tables=[Titled(title, table, _links(*main[title], table, views)) for title, table in chosen],
     )
+
+
+def _links(arms: Arms, split: str, table: Table, views: list[str]) -> dict[tuple[int, int], str]:
+    """From the differences of a main table to the queries that changed."""
+    columns = [place for place, name in enumerate(table.headers) if name.startswith("- ")]
+    return {
+        (row, column): cell_anchor(arms, arm, split, view)
+        for row, arm in enumerate(arms.names)
+        for column, view in zip(columns, views, strict=True)
+        if arm != arms.reference
+    }
 
 
 def _forest(arms: Arms, split: str, views: list[str]) -> Panel:
@@ -84,6 +102,53 @@ def source(report: RetrievalReport) -> Section | None:
     charts = [line_chart(thinned(panel)) for panel in training_panels(report, list(OVER_TRAINING))]
     words = f"Measured on held-out queries while training, mean over seeds. {THINNED}"
     return Section("Source over training", text=[words], charts=charts) if charts else None
+
+
+def written(report: RetrievalReport) -> Section | None:
+    """What writers wrote and what the verifier kept; None where no set was written."""
+    cards = {name: beside(path, ".card.json") for name, path in report.prepared.sets.items()}
+    found = {name: json.loads(card.read_text()) for name, card in cards.items() if card.is_file()}
+    if not found:
+        return None
+    names = list(found)
+    kept = [100 * one["kept"] / max(one["written"], 1) for one in found.values()]
+    series = [
+        Series("valid as written", names, [100 * one["shares"]["valid"] for one in found.values()], colour=0),
+        Series("kept", names, kept, colour=2),
+    ]
+    reasons = list(dict.fromkeys(row["reason"] for one in found.values() for row in one["reasons"]))
+    counts = [
+        [
+            name,
+            *(
+                str(sum(row["count"] for row in one["reasons"] if row["reason"] == reason))
+                for reason in reasons
+            ),
+        ]
+        for name, one in found.items()
+    ]
+    rows = [
+        [name, str(one["written"]), str(one["kept"]),
+         *(f"{100 * one['shares'][kind]:.1f}" for kind in ("valid", "off topic", "answering"))]
+        for name, one in found.items()
+    ]  # fmt: skip
+    known = all(one["truth"] for one in found.values())
+    words = "by the exact truth of the world" if known else "by the verifier where no world knows the truth"
+    return Section(
+        "Written negatives and their verifier",
+        text=[
+            f"Shares of all that was written: valid {words}, before anything was refused; and kept. What "
+            "is refused though valid has another fault: its length, its language, a copy."
+        ],
+        charts=[bar_chart(Panel("Written negatives", series, "set", "% of the written ones"))],
+        tables=[
+            Titled(
+                "As written",
+                Table(["set", "written", "kept", "valid, %", "off topic, %", "answering, %"], rows),
+            ),
+            Titled("Verdicts", Table(["set", *reasons], counts)),
+        ],
+    )
 
 
 def training(report: RetrievalReport) -> Section | None:

@@ -268,11 +268,30 @@ def sections(report: RetrievalReport) -> list[tuple[str, Table | None]]:
     return found
 
 
+def _summary(arms: Arms, split: str, view: str) -> str:
+    """Who gains and who loses on a view; the arms without a clear difference are counted."""
+    found = arms.differences(Measure(NDCG, view, split))
+    sure = {arm: 100 * tested.difference.mean for arm, tested in found.items() if tested.significant}
+    parts = []
+    for up, one, several in ((True, "gains", "gain"), (False, "loses", "lose")):
+        named = [f"{arm} {mean:+.2f}" for arm, mean in sorted(sure.items(), key=lambda x: -abs(x[1]))
+                 if (mean > 0) == up]  # fmt: skip
+        parts += [f"{', '.join(named)} {one if len(named) == 1 else several}"] if named else []
+    rest = len(found) - len(sure)
+    others = "other " if sure else ""
+    if rest:
+        parts.append(
+            f"no clear difference for {'the' if rest == 1 else rest} {others}{'arm' if rest == 1 else 'arms'}"
+        )
+    where = f"{VIEWS[view].capitalize()} corpus ({split})"
+    return f"{where}, against {arms.reference}, nDCG@10 x 100: {'; '.join(parts)}."
+
+
 def answer(report: RetrievalReport) -> list[str]:
     """Who gains and who loses on the first test split, clean and mixed, and the best arm beside BM25."""
     arms, views = arms_of(report)[0], views_of(report)
     split = arms.splits[0]
-    found = [shows(arms, split, [view]) for view in views if len(arms.names) > 1]
+    found = [_summary(arms, split, view) for view in views if len(arms.names) > 1]
     levels = {arm: _average(arms.spread(arm, Measure(NDCG, "", split))) for arm in arms.names}
     known = {arm: level for arm, level in levels.items() if level is not None}
     if known:

@@ -28,6 +28,11 @@ class Table:
         """``align``, or its default."""
         return self.align or "l" + "r" * (len(self.headers) - 1)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether rows belong to a row above: their first cell is empty, as it would say the same."""
+        return any(not row[0] for row in self.rows if row)
+
     def markdown(self) -> str:
         """The table as Markdown; see :func:`markdown_table`."""
         return markdown_table(self.headers, self.rows, self.align)

@@ -85,6 +85,7 @@ def study_page(
         mark: Its digest.
     """
     target = target or out / PAGE
+    chips: list[str] = []
     lines = unfinished(plan, out)
     missing = _missing(lines, head.planned)
     states = []
@@ -100,6 +101,8 @@ def study_page(
         found = (kind.page_sections[name](report=report) for name in kind.page_sections)
         sections = [section for section in found if section is not None]
         facts = kind.facts(report)
+        done, seeds = {run.folder for run in report.runs}, {run.spec.seed for run in report.runs}
+        chips = [f"{len(done)} of {head.planned} runs", f"{len(seeds)} seeds", facts["hardware"]]
         origin = _origin(report.runs, target)
         made = [
             (name, _relative(out / name, target)) for name in ("table.md", "results.json", "frame.parquet")
@@ -113,7 +116,7 @@ def study_page(
                 links=[*made, *_records(report.runs, target)],
             )
         )
-    return render(Page(kind.title, head.study, head.description, answer, missing, sections, mark))
+    return render(Page(kind.title, head.study, head.description, answer, missing, sections, mark, chips))
 
 
 def _relative(path: Path, target: Path) -> str:

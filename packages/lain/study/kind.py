@@ -29,6 +29,7 @@ PLOTS.add("attention", "lain.study.plots:attention")
 SECTIONS: Registry[Any] = Registry("section", given={"report"})
 """Sections of the page of a study, in order."""
 SECTIONS.add("differences", "lain.study.page:differences")
+SECTIONS.add("examples", "lain.study.examples:examples")
 SECTIONS.add("buckets", "lain.study.page:buckets")
 SECTIONS.add("sweep", "lain.study.page:sweep")
 SECTIONS.add("attention", "lain.study.page:attention")
@@ -40,6 +41,8 @@ RUN_SECTIONS: Registry[Any] = Registry("section", given={"run"})
 """Sections of the page of one run, in order."""
 RUN_SECTIONS.add("attention", "lain.study.page:run_attention")
 RUN_SECTIONS.add("calibration", "lain.study.page:run_calibration")
+RUN_SECTIONS.add("slices", "lain.study.slices:run_slices")
+RUN_SECTIONS.add("data", "lain.study.slices:run_data")
 
 
 def train(spec: RunSpec, folder: Path, *, data: Path) -> None:

@@ -11,13 +11,17 @@ from sklearn.calibration import calibration_curve
 from common.report.page.charts import dot_chart, dot_domain, line_chart
 from common.report.page.render import Section, Titled
 from common.report.panels import Panel, Series
+from common.report.tables import Table
 from common.study.collect import Measure, Run
 from common.study.compare import Contrast, Tested
 from common.study.page import THINNED, curves
+from lain.study.examples import cell_anchor
 from lain.study.panels import Attention, attention_panels, auc_panels, mean_attention, sweep_panels
 from lain.study.resample import read_predictions
 from lain.study.table import (
     BASE,
+    CONTROL,
+    METHODS,
     CTRReport,
     control_pairs,
     detail,
@@ -30,6 +34,9 @@ from lain.study.table import (
 )
 from lain.study.table import sections as tables_of
 
+CROWDED_ARMS = 4
+"""Arms of a backbone beyond which those that not every backbone has get a plot of their own."""
+
 BINS = 10
 """Points of a calibration curve."""
 
@@ -39,19 +46,33 @@ def differences(report: CTRReport) -> Section | None:
     arms = method_arms(report)
     tested = {test: one for arm in arms for test, one in _against_base(report, arm).items()}
     tested |= report.main.family(pair_tests(report, control_pairs(report)))
-    panels = []
+    own = [set(report.main.arms(name)) for name in report.main.backbones]
+    shared = set.intersection(*own) if len(own) > 1 else {CONTROL}
+    panels, others = [], []
     for backbone in report.main.backbones:
         here = [arm for arm in report.main.arms(backbone) if arm != BASE]
-        series = [_forest(report, backbone, arm, tested, colour) for colour, arm in enumerate(here, 1)]
+        rest = [arm for arm in here if arm not in (*shared, *METHODS)]
+        chosen = here if len(here) <= CROWDED_ARMS else [arm for arm in here if arm not in rest]
+        series = [_forest(report, backbone, arm, tested, colour) for colour, arm in enumerate(chosen, 1)]
         series = [one for one in series if any(map(math.isfinite, one.y))]
         if series:
             title = f"{backbone.upper()}, minus {BASE}"
             panels.append(Panel(title, series, "true history length", "difference, AUC x 100", zero=True))
+        if len(chosen) < len(here):
+            others.append(_by_arm(report, backbone, rest, tested))
+    panels += others
     if not panels:
         return None
     domain = dot_domain(panels)
-    main = [Titled(f"{arm} against {BASE}, AUC x 100", detail(report, arm)) for arm in arms]
-    overviews = [Titled(f"{arm} minus {BASE}, AUC x 100", overview(report, arm)) for arm in arms]
+    main = [
+        Titled(f"{arm} against {BASE}, AUC x 100", detail(report, arm), _detail_links(report, arm))
+        for arm in arms
+    ]
+    overviews = [
+        Titled(f"{arm} minus {BASE}, AUC x 100", table, _overview_links(report, arm, table))
+        for arm in arms
+        for table in [overview(report, arm)]
+    ]
     return Section(
         "Differences by history length",
         text=[
@@ -61,6 +82,24 @@ def differences(report: CTRReport) -> Section | None:
         charts=[dot_chart(panel, domain=domain) for panel in panels],
         tables=[*overviews, *main],
     )
+
+
+def _overview_links(report: CTRReport, arm: str, table: Table) -> dict[tuple[int, int], str]:
+    """From every difference to the users behind it."""
+    return {
+        (row, column): cell_anchor(cells[0], arm, group)
+        for row, cells in enumerate(table.rows)
+        for column, group in enumerate(report.resampler.groups, 1)
+    }
+
+
+def _detail_links(report: CTRReport, arm: str) -> dict[tuple[int, int], str]:
+    """From every difference to the users behind it."""
+    tests = method_tests(report, arm, BASE)
+    column = detail(report, arm).headers.index("difference")
+    return {
+        (row, column): cell_anchor(test.backbone, arm, test.measure.bucket) for row, test in enumerate(tests)
+    }
 
 
 def _against_base(report: CTRReport, arm: str) -> dict[Contrast, Tested]:
@@ -85,6 +124,24 @@ def _forest(
         colour=colour,
         filled=[one is not None and one.significant for one in found],
     )
+
+
+def _by_arm(
+    report: CTRReport, backbone: str, arms: Sequence[str], family: Mapping[Contrast, Tested]
+) -> Panel:
+    """Many arms of one backbone: a row an arm, over all rows and at both ends of the lengths."""
+    groups = report.resampler.groups
+    series = []
+    for colour, group in enumerate(dict.fromkeys((groups[0], groups[1], groups[-1]))):
+        found = [family.get(Contrast(Measure("auc", group), backbone, arm, BASE)) for arm in arms]
+        y, low, high = (
+            [100 * getattr(one.difference, part) if one else math.nan for one in found]
+            for part in ("mean", "low", "high")
+        )
+        filled = [one is not None and one.significant for one in found]
+        series.append(Series(group_title(group), arms, y, low, high, colour=colour, filled=filled))
+    title = f"{backbone.upper()}, the other arms, minus {BASE}"
+    return Panel(title, series, "arm", "difference, AUC x 100", zero=True)
 
 
 def buckets(report: CTRReport) -> Section:

@@ -21,6 +21,12 @@ WIDTH, LEFT, RIGHT = 360.0, 46.0, 10.0
 COLOURS = 7
 """Colours of the palette (Okabe and Ito without yellow, which is lost on white)."""
 
+OUTLIERS = 0.2
+"""Share of the rows of forest plots that may lie beyond the axis, where the others are far closer."""
+
+CLOSER = 3.0
+"""How many times narrower the axis has to get for that."""
+
 CROWDED = 25
 """Points of a line beyond which they are seen under the pointer only."""
 
@@ -51,12 +57,14 @@ class Chart:
         svg: The drawing.
         legend: Its series, where there is more than one.
         table: Its numbers.
+        bars: Length of the bar of each row of the table, from 0 to 1, where there is one.
     """
 
     title: str
     svg: Markup
     legend: Sequence[Key]
     table: Table
+    bars: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,9 @@ def _ends(series: Series) -> list[tuple[float, float, float]]:
 
 
 def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(WIDTH, height, label)
+    head = Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(
+        WIDTH, height, label
+    )
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
@@ -179,6 +189,11 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", css: str = "")
 def _circle(x: float, y: float, radius: float, css: str, words: str) -> Markup:
     text = '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{}"><title>{}</title></circle>'
     return Markup(text).format(x, y, radius, css, words)
+
+
+def _rect(x: float, y: float, width: float, height: float, css: str, words: str) -> Markup:
+    text = '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}"><title>{}</title></rect>'
+    return Markup(text).format(x, y, width, height, css, words)
 
 
 def line_chart(panel: Panel, *, log_x: bool = False) -> Chart:
@@ -251,6 +266,46 @@ def _line_table(panel: Panel) -> Table:
     return Table([panel.x_label or "x", *(one.name for one in panel.series)], rows)
 
 
+def bar_chart(panel: Panel) -> Chart:
+    """Horizontal bars from zero, a line a category, in it one for each series.
+
+    Args:
+        panel: The numbers, none below zero; its series share their categories.
+    """
+    categories = [str(x) for x in panel.series[0].x] if panel.series else []
+    step = 15.0
+    group = step * len(panel.series) + 5
+    left = _label_width(categories)
+    top, height = 4.0, 4.0 + group * len(categories) + (20 if panel.y_label else 4)
+    known = [value for one in panel.series for value in one.y if math.isfinite(value)]
+    largest = max(known, default=0.0) or 1.0
+    across = Scale(0.0, largest, left + 6, WIDTH - RIGHT - 46)
+    parts = []
+    for row, name in enumerate(categories):
+        start = top + group * row
+        parts.append(_text(left, start + group / 2 + 4, name, "end"))
+        for place, one in enumerate(panel.series):
+            if not math.isfinite(one.y[row]):
+                continue
+            at = start + 2.5 + step * place
+            tip = f"{name}, {one.name}: {short(one.y[row])}"
+            wide = max(across(one.y[row]) - left - 6, 0.5)
+            css = f"c{_colour(one, place)} bar"
+            parts.append(_rect(left + 6, at, wide, step - 3, css, tip))
+            parts.append(_text(left + 10 + wide, at + step - 5, short(one.y[row]), "start"))
+    if panel.y_label:
+        parts.append(_text((left + WIDTH) / 2, height - 4, panel.y_label))
+    rows = [[name, *(short(one.y[row]) for one in panel.series)] for row, name in enumerate(categories)]
+    table = Table([panel.x_label, *(one.name for one in panel.series)], rows)
+    bars = [value / largest for value in panel.series[0].y] if len(panel.series) == 1 else []
+    return Chart(panel.title, _svg(height, panel.title, parts), _legend(panel), table, bars)
+
+
+def _label_width(categories: Sequence[str]) -> float:
+    """Where the labels of categories end."""
+    return min(12 + 6.3 * max((len(name) for name in categories), default=0), 170.0)
+
+
 def dot_chart(panel: Panel, *, domain: tuple[float, float] | None = None) -> Chart:
     """A forest plot: a line a category, in it a point with its interval for each series.
 
@@ -261,8 +316,7 @@ def dot_chart(panel: Panel, *, domain: tuple[float, float] | None = None) -> Cha
     categories = [str(x) for x in panel.series[0].x] if panel.series else []
     step = 13.0
     group = step * len(panel.series) + 9
-    longest = max((len(name) for name in categories), default=0)
-    left = min(12 + 6.3 * longest, 170.0)
+    left = _label_width(categories)
     top, height = 6.0, 6.0 + group * len(categories) + 40
     low, high = domain or dot_domain([panel])
     across = Scale(low, high, left + 6, WIDTH - RIGHT)
@@ -273,7 +327,10 @@ def dot_chart(panel: Panel, *, domain: tuple[float, float] | None = None) -> Cha
             _line(across(tick), top, across(tick), bottom, "zero" if panel.zero and tick == 0 else "grid")
         ]
         parts += [_text(across(tick), bottom + 14, f"{tick:+g}" if panel.zero and tick else f"{tick:g}")]
-    parts.append(_text((left + WIDTH) / 2, height - 4, panel.y_label))
+    values = [value for one in panel.series for value in one.y if math.isfinite(value)]
+    beyond = any(not low <= value <= high for value in values)
+    words = f"{panel.y_label} (arrows: beyond the axis)" if beyond else panel.y_label
+    parts.append(_text(min((left + WIDTH) / 2, WIDTH - 2.9 * len(words)), height - 4, words))
     for row, name in enumerate(categories):
         start = top + group * row
         if row:
@@ -285,9 +342,14 @@ def dot_chart(panel: Panel, *, domain: tuple[float, float] | None = None) -> Cha
                 continue
             at, css = start + 4.5 + step * (place + 0.5), f"c{_colour(one, place)}"
             tip = f"{name}, {one.name}: {_cell(panel, one, row)}"
+            if not low <= value <= high:
+                parts += _beyond(
+                    across(low if value < low else high), at, value < low, css, tip, short(value)
+                )
+                continue
             if math.isfinite(lower) and math.isfinite(upper):
                 whisker = f"{css} line{' dashed' if _dashed(one, place) else ''}"
-                parts.append(_line(across(lower), at, across(upper), at, whisker))
+                parts.append(_line(across(max(lower, low)), at, across(min(upper, high)), at, whisker))
             hollow = one.filled is not None and not one.filled[row]
             parts.append(_circle(across(value), at, 4.0, f"{css} {'hollow' if hollow else 'dot'}", tip))
     rows = [[name, *(_cell(panel, one, row) for one in panel.series)] for row, name in enumerate(categories)]
@@ -295,10 +357,31 @@ def dot_chart(panel: Panel, *, domain: tuple[float, float] | None = None) -> Cha
     return Chart(panel.title, _svg(height, panel.title, parts), _legend(panel), table)
 
 
+def _beyond(x: float, y: float, left: bool, css: str, words: str, value: str) -> list[Markup]:
+    """An arrow at the end of the axis, and the value that lies beyond it."""
+    tip, back = (x, x + 9) if left else (x, x - 9)
+    text = '<polygon points="{}" class="{} clipped"><title>{}</title></polygon>'
+    arrow = Markup(text).format(_path([(tip, y), (back, y - 4.5), (back, y + 4.5)]), css, words)
+    return [arrow, _text(back + (4 if left else -4), y + 4, value, "start" if left else "end")]
+
+
 def dot_domain(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Ends of an axis that holds every interval of some panels."""
-    ends = [value for panel in panels for one in panel.series for point in _ends(one) for value in point]
-    return _domain(ends, zero=any(panel.zero for panel in panels))
+    """Ends of an axis for the intervals of some panels.
+
+    It holds all of them, unless a few rows lie so far off that the others could not be told apart.
+    """
+    zero = any(panel.zero for panel in panels)
+    rows: list[list[float]] = []
+    for panel in panels:
+        for row in range(len(panel.series[0].x) if panel.series else 0):
+            known = [v for one in panel.series for v in _ends(one)[row] if math.isfinite(v)]
+            rows += [known] if known else []
+    every = _domain([value for row in rows for value in row], zero=zero)
+    rows.sort(key=lambda row: max(map(abs, row)))
+    kept = rows[: len(rows) - int(OUTLIERS * len(rows))]
+    narrow = _domain([value for row in kept for value in row], zero=zero)
+    far = zero and CLOSER * (narrow[1] - narrow[0]) <= every[1] - every[0]
+    return narrow if far else every
 
 
 def _cell(panel: Panel, series: Series, row: int) -> str:
