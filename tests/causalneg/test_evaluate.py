@@ -175,9 +175,11 @@ def test_queries_that_match_nothing_are_reported() -> None:
     )
     lines: list[str] = []
     evaluate(SEARCHERS["bm25"](Collection(texts)), data, ["test"], report=lines.append)
+    assert lines == []  # by characters, as the language wants
+    evaluate(SEARCHERS["bm25"](Collection(texts, language="english")), data, ["test"], report=lines.append)
     assert len(lines) == 1
-    assert lines[0].startswith("poems test: 2 of 2 queries match no document at all: BM25 matches runs of")
-    assert "(Chinese, Japanese, Thai)" in lines[0]
+    assert lines[0].startswith("poems test: 2 of 2 queries match no document at all: BM25 matches words")
+    assert "--language" in lines[0]
 
 
 def test_a_positive_that_the_corpus_lacks_counts_as_missed() -> None:
