@@ -120,6 +120,7 @@ class Reference:
             "sim": self.sim,
             "sdim": self.sdim,
             "twin": self.twin,
+            "eta": self.eta,
         }
         self.of_one = of_one.get(backbone)
 
@@ -339,6 +340,19 @@ class Reference:
                 total = sum(met, torch.zeros_like(history.target))
                 long = long + total / torch.sqrt((total**2).sum()) / self.sizes.hashes
         return torch.cat([self.short(history), long]), None
+
+    def eta(self, history: History) -> tuple[Tensor, None]:
+        """The behaviours whose hashes differ from the target's in the fewest bits, read by attention."""
+
+        def bits(item: Tensor) -> str:
+            columns = self.weights["backbone.projection"].T
+            return "".join("1" if float(item.detach() @ column) > 0 else "0" for column in columns)
+
+        wanted = bits(history.target)
+        same = [sum(a == b for a, b in zip(bits(item), wanted, strict=True)) for item in history.real()]
+        scores = [torch.tensor(float(count)) for count in same]
+        found = [history.real()[place] for place in best(scores, self.sizes.top_k)]
+        return torch.cat([self.short(history), self.attention("long", history, found)]), None
 
     def dien(self, history: History) -> tuple[Tensor, None]:
         """GRU over prompts and behaviours, attention on its states, AUGRU over them."""

@@ -41,6 +41,7 @@ def make_model(name: str, options: LengthOptions, *, seed: int = 0, heads: int =
         "sim": {"short_length": SHORT, "top_k": TOP_K, "heads": heads},
         "sdim": {"short_length": SHORT, "hashes": HASHES, "hash_bits": HASH_BITS, "heads": heads},
         "twin": {"short_length": SHORT, "top_k": TOP_K, "heads": heads},
+        "eta": {"short_length": SHORT, "top_k": TOP_K, "hash_bits": HASHES * HASH_BITS, "heads": heads},
     }
     return CTRModel(
         features=FEATURES,

@@ -45,7 +45,7 @@ from common.report.tables import format_number, markdown_table
 from sides import SideProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKBONES = ("din", "dien", "sim", "sdim", "twin")
+BACKBONES = ("din", "dien", "sim", "sdim", "twin", "eta")
 ARMS = ("base", "lain")
 ROUNDS = 3
 THREADS = 2
@@ -62,6 +62,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "sim": _ATTENTION | {"top_k": 50},
     "sdim": _ATTENTION | {"hashes": 2, "hash_bits": 4},
     "twin": _ATTENTION | {"top_k": 50},
+    "eta": _ATTENTION | {"top_k": 50, "hash_bits": 32},
 }
 _PEER_ALL = {
     "embedding_dim": 64,
@@ -93,8 +94,9 @@ PEER_SIZES: dict[str, dict[str, Any]] = {
     "sim": _PEER_SEARCH | {"topk": 50, "gsu_type": "soft", "alpha": 1, "beta": 1},
     "sdim": _PEER_SEARCH | {"num_hashes": 2, "hash_bits": 4, "use_qkvo": True, "reuse_hash": True},
     "twin": _PEER_SEARCH | {"topk": 50},
+    "eta": _PEER_SEARCH | {"topk": 50, "hash_bits": 32, "reuse_hash": True},
 }
-TARGET_RATIO = {"din": 4.0, "dien": 2.5, "sim": 4.0, "sdim": 4.0, "twin": 4.0, "loader": 20.0}
+TARGET_RATIO = {"din": 4.0, "dien": 2.5, "sim": 4.0, "sdim": 4.0, "twin": 4.0, "eta": 4.0, "loader": 20.0}
 TARGET_EXTRA_TIME = 0.05
 TARGET_LENGTH = 1000
 PEER_ROWS = {"dien": 64}

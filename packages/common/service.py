@@ -8,13 +8,16 @@ from collections.abc import Callable, Collection
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
+from common.errors import BackendError, UserError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Bounds of the histogram of seconds."""
+
+MOST_BYTES = 32 << 20
+"""Of a request."""
 
 
 class BusyError(Exception):
@@ -79,40 +82,60 @@ class Meter:
         return "\n".join(lines) + "\n"
 
 
-def watch(app: FastAPI, meter: Meter, paths: Collection[str]) -> None:
-    """Count the requests of an app, and answer every mistake with a 4xx and one line of JSON.
+def watch(app: FastAPI, meter: Meter, paths: Collection[str], *, most_bytes: int = MOST_BYTES) -> None:
+    """Count the requests of an app, and answer every mistake with one line of JSON: 4xx, 503 for a backend.
+
+    A :class:`~common.errors.UserError` may name another code as its ``status``.
 
     Args:
         app: The app.
         meter: What counts.
         paths: Paths that are counted by name; all others are ``other``.
+        most_bytes: Most bytes of a request; a POST has to say how many it has.
     """
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    def answer(status: int, line: str, **headers: str) -> JSONResponse:
+        # What a request says may stand in the line; what is no text would stop its encoding.
+        text = line.replace("\n", "; ").encode("utf-8", "replace").decode()
+        return JSONResponse({"error": text}, status_code=status, headers=headers)
 
     def mistake(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error).replace("\n", "; ")}, status_code=400)
+        usual = 503 if isinstance(error, BackendError) else 400
+        return answer(getattr(error, "status", usual), str(error))
 
     def busy(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
+        return answer(503, str(error), **{"Retry-After": "1"})
 
     def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=422)
+        return answer(422, f"{where}: {first['msg']}")
+
+    def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
     async def timed(request: Request, call_next: Callable[[Request], Any]) -> Any:
         began, status = time.perf_counter(), 500
+        size = request.headers.get("content-length")
         try:
-            answer = await call_next(request)
-            status = answer.status_code
+            if request.method == "POST" and (size is None or int(size) > most_bytes):
+                line = f"body: its length must be known and at most {most_bytes} bytes"
+                given = answer(411 if size is None else 413, line)
+            else:
+                given = await call_next(request)
+            status = given.status_code
         finally:
             path = request.url.path if request.url.path in paths else "other"
             meter.add(path, status, time.perf_counter() - began)
-        return answer
+        return given
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(UserError, mistake)
     app.add_exception_handler(BusyError, busy)
+    app.add_exception_handler(HTTPException, refused)
     app.middleware("http")(timed)

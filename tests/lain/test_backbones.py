@@ -189,7 +189,7 @@ class TestReference:
 
     @pytest.mark.parametrize(("short_length", "top_k"), [(1, 1), (2, 5), (50, 50)])
     @pytest.mark.parametrize("heads", [1, 2, 4])
-    @pytest.mark.parametrize("name", ["sim", "sdim", "twin"])
+    @pytest.mark.parametrize("name", ["sim", "sdim", "twin", "eta"])
     def test_sizes_below_and_above_the_length(
         self, name: str, heads: int, short_length: int, top_k: int
     ) -> None:
@@ -198,7 +198,7 @@ class TestReference:
         assert_equals_reference(model.eval(), name, SAMPLES, make_batch(SAMPLES))
 
     @pytest.mark.parametrize("attention_dim", [2, 6])
-    @pytest.mark.parametrize("name", ["sim", "sdim", "twin"])
+    @pytest.mark.parametrize("name", ["sim", "sdim", "twin", "eta"])
     def test_attention_narrower_and_wider_than_the_items(self, name: str, attention_dim: int) -> None:
         options = LengthOptions(**PRESETS["lain-published"])
         model = stir(make_model(name, options, attention_dim=attention_dim))
@@ -212,6 +212,16 @@ class TestReference:
             model.get_parameter(f"backbone.{searched_by}.weight").zero_()
         samples = [Sample((1, 2, 3, 5, 6, 7, 9), 8, 7, {"user_id": 1, "hour": 1}), *SAMPLES]
         assert_equals_reference(model, name, samples, make_batch(samples))
+        kept = answers(model, samples).attention["long"].spans
+        assert make_batch(samples).items[kept.index[: kept.offsets[1]]].tolist() == [5, 6, 7, 9]
+
+    @pytest.mark.parametrize("preset", ["base", "lain", "lain-published"])
+    def test_of_equally_near_hashes_the_latest_win(self, preset: str) -> None:
+        model = stir(make_model("eta", LengthOptions(**PRESETS[preset]))).eval()
+        with torch.no_grad():
+            model.get_buffer("backbone.projection").zero_()
+        samples = [Sample((1, 2, 3, 5, 6, 7, 9), 8, 7, {"user_id": 1, "hour": 1}), *SAMPLES]
+        assert_equals_reference(model, "eta", samples, make_batch(samples))
         kept = answers(model, samples).attention["long"].spans
         assert make_batch(samples).items[kept.index[: kept.offsets[1]]].tolist() == [5, 6, 7, 9]
 
@@ -307,7 +317,7 @@ class TestInfluence:
     def test_every_behaviour_of_a_short_user_counts(self, name: str, count: int, preset: str) -> None:
         """Also the oldest, and also the only one: gradient and answer hear of each."""
         options = LengthOptions(**PRESETS[preset])
-        sizes = {"short_length": 50} if name in ("sim", "sdim", "twin") else {}
+        sizes = {"short_length": 50} if name in ("sim", "sdim", "twin", "eta") else {}
         model = stir(make_model(name, options, **sizes), seed=3).eval()
         others = SAMPLES[2:]
         sample = Sample(tuple(range(1, count + 1)), 15, count, {"user_id": 2, "hour": 1})
@@ -417,6 +427,7 @@ class TestArguments:
             ("twin", {"heads": 3}, "attention_dim must be a multiple of heads, got 4 and 3"),
             ("sdim", {"hashes": 0}, "hashes must be at least 1, got 0"),
             ("sdim", {"hash_bits": 0}, "hash_bits must be at least 1, got 0"),
+            ("eta", {"hash_bits": 0}, "hash_bits must be at least 1, got 0"),
         ],
     )
     def test_sizes_that_make_no_model(self, name: str, wrong: dict[str, Any], line: str) -> None:
@@ -433,7 +444,7 @@ class TestArguments:
             make_model("twin", LengthOptions(branches=("middle",)))
 
     def test_registry_names(self) -> None:
-        assert list(BACKBONES) == ["din", "dien", "sim", "sdim", "twin"]
+        assert list(BACKBONES) == ["din", "dien", "sim", "sdim", "twin", "eta"]
         assert LengthConfig().resolve() == LengthOptions()
 
 

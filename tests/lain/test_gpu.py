@@ -37,6 +37,7 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "sim": {"short_length": 5, "top_k": 7},
     "sdim": {"short_length": 5},
     "twin": {"short_length": 5, "top_k": 7},
+    "eta": {"short_length": 5, "top_k": 7},
 }
 SIZES: dict[str, Any] = {
     "embedding": EmbeddingConfig(dim=8),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from lain.backbones import BACKBONES, Backbone
 from lain.backbones.din import DIN
+from lain.backbones.eta import ETA
 from lain.backbones.sdim import SDIM
 from lain.backbones.sim import SIM
 from lain.backbones.twin import TWIN
@@ -280,7 +281,20 @@ def _sdim(
     return torch.cat([short, torch.where(some, unit, 0.0).mean(0)], 1)
 
 
+def _eta(
+    backbone: ETA,
+    target: Float[Tensor, "samples width"],
+    table: Float[Tensor, "behaviours width"],
+    mask: Bool[Tensor, " behaviours"],
+    length: LengthState,
+) -> Float[Tensor, "samples interest"]:
+    """ETA (see there): attention over the latest behaviours, and over those with the nearest hashes."""
+    short = _attend(backbone.short, target, table, _tail(mask, backbone.short_length)[None], length)
+    chosen = _best(backbone.signs(target) @ backbone.signs(table).T, mask, backbone.top_k)
+    return torch.cat([short, _attend(backbone.long, target, table, chosen, length)], 1)
+
+
 Form = Callable[[Any, Tensor, Tensor, Tensor, LengthState], Tensor]
 
-FORMS: dict[type[Backbone], Form] = {DIN: _din, TWIN: _twin, SIM: _sim, SDIM: _sdim}
+FORMS: dict[type[Backbone], Form] = {DIN: _din, TWIN: _twin, SIM: _sim, SDIM: _sdim, ETA: _eta}
 """What each backbone computes, by its class."""

@@ -12,37 +12,29 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
-from starlette.exceptions import HTTPException
 
 from common.cli import report as message
 from common.errors import BackendError, ConfigError, Interrupted, UserError, describe_os_error
+from common.service import Meter, watch
 from lain.serving.memories import Memories, open_memories
 from lain.serving.scorer import Scorer, UserMemory
 
 MOST_CANDIDATES = 10_000
 MOST_BEHAVIOURS = 100_000
-MOST_BYTES = 32 << 20
-"""Of a request."""
 
 QUICK_SECONDS, STOP_SECONDS = 5.0, 10.0
 """A worker that ends sooner has failed to start; how long one may finish what it is answering."""
-
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""Bounds of the histogram of seconds."""
 
 
 def _utf8(text: str) -> str:
@@ -78,64 +70,10 @@ class Question(BaseModel):
     columns: dict[str, list[Any]] = Field(default_factory=dict)
 
 
-class Meter:
-    """Counts requests, and how long they took."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._requests: Counter[tuple[str, int]] = Counter()
-        self._buckets: Counter[tuple[str, float]] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self.found = self.missed = self.candidates = 0
-
-    def add(self, path: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        with self._lock:
-            self._requests[path, status] += 1
-            self._seconds[path] += seconds  # type: ignore[assignment]  # Counter's values are typed int
-            for bound in BOUNDS:
-                self._buckets[path, bound] += seconds <= bound
-
-    def looked_up(self, found: bool) -> None:
-        """Count a look into the store."""
-        with self._lock:
-            self.found, self.missed = self.found + found, self.missed + (not found)
-
-    def scored(self, candidates: int) -> None:
-        """Count candidates."""
-        with self._lock:
-            self.candidates += candidates
-
-    def text(self, users: int) -> str:
-        """All of it in Prometheus' text format."""
-        with self._lock:
-            lines = ["# TYPE lain_requests_total counter"]
-            lines += [
-                f'lain_requests_total{{path="{path}",status="{status}"}} {count}'
-                for (path, status), count in sorted(self._requests.items())
-            ]
-            lines.append("# TYPE lain_request_seconds histogram")
-            for path in sorted(self._seconds):
-                total = sum(n for (p, _), n in self._requests.items() if p == path)
-                name = "lain_request_seconds"
-                lines += [f'{name}_bucket{{path="{path}",le="{b}"}} {self._buckets[path, b]}' for b in BOUNDS]
-                lines += [
-                    f'{name}_bucket{{path="{path}",le="+Inf"}} {total}',
-                    f'{name}_sum{{path="{path}"}} {self._seconds[path]:.6f}',
-                    f'{name}_count{{path="{path}"}} {total}',
-                ]
-            for name, value in (
-                ("lain_memory_hits_total", self.found),
-                ("lain_memory_misses_total", self.missed),
-                ("lain_candidates_total", self.candidates),
-            ):
-                lines += [f"# TYPE {name} counter", f"{name} {value}"]
-            lines += ["# TYPE lain_memories gauge", f"lain_memories {users}"]
-        return "\n".join(lines) + "\n"
-
-
 class UnknownUserError(UserError):
     """The service does not know the user."""
+
+    status = 404
 
 
 def make_app(scorer: Scorer, memories: Memories, *, run: str) -> FastAPI:
@@ -146,7 +84,8 @@ def make_app(scorer: Scorer, memories: Memories, *, run: str) -> FastAPI:
         memories: Where memories of users are kept.
         run: Name of the run, for ``/health``.
     """
-    app, meter = FastAPI(title="lain", docs_url=None, redoc_url=None), Meter()
+    app = FastAPI(title="lain", docs_url=None, redoc_url=None)
+    meter = Meter("lain", "memory_hits", "memory_misses", "candidates")
 
     def read(asked: History | Question) -> UserMemory:
         memory = scorer.encode(
@@ -162,7 +101,7 @@ def make_app(scorer: Scorer, memories: Memories, *, run: str) -> FastAPI:
     def score(asked: Question) -> dict[str, Any]:
         if asked.history is None:
             memory = memories.get(str(asked.user))
-            meter.looked_up(memory is not None)
+            meter.count("memory_misses" if memory is None else "memory_hits")
             if memory is None:
                 raise UnknownUserError(
                     f"user: no memory of '{asked.user}'; send the history, here or to /encode"
@@ -170,61 +109,22 @@ def make_app(scorer: Scorer, memories: Memories, *, run: str) -> FastAPI:
         else:
             memory = read(asked)
         found = scorer.score(memory, asked.candidates, asked.context)
-        meter.scored(len(found))
+        meter.count("candidates", len(found))
         return {"user": asked.user, "scores": found.tolist()}
 
     def health() -> dict[str, Any]:
         return {"status": "ok", "run": run, "model": scorer.config.model.name}
 
     def metrics() -> PlainTextResponse:
-        return PlainTextResponse(meter.text(memories.count()), media_type="text/plain; version=0.0.4")
-
-    async def timed(request: Request, call_next: Callable[[Request], Any]) -> Any:
-        began = time.perf_counter()
-        size = request.headers.get("content-length")
-        if request.method == "POST" and (size is None or int(size) > MOST_BYTES):
-            answer = _answer(
-                411 if size is None else 413, f"body: its length must be known and at most {MOST_BYTES} bytes"
-            )
-        else:
-            answer = await call_next(request)
-        known = {"/encode", "/score", "/health", "/metrics"}
-        path = request.url.path if request.url.path in known else "other"
-        meter.add(path, answer.status_code, time.perf_counter() - began)
-        return answer
+        text = meter.text(memories=memories.count())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     app.add_api_route("/encode", encode, methods=["POST"], response_model=None)
     app.add_api_route("/score", score, methods=["POST"], response_model=None)
     app.add_api_route("/health", health, methods=["GET"], response_model=None)
     app.add_api_route("/metrics", metrics, methods=["GET"], response_model=None)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(UserError, _mistake)
-    app.add_exception_handler(HTTPException, _refused)
-    app.middleware("http")(timed)
+    watch(app, meter, {"/encode", "/score", "/health", "/metrics"})
     return app
-
-
-def _answer(status: int, line: str) -> JSONResponse:
-    # Ids of a request stand in the line; those that are no text would stop its encoding.
-    text = line.replace("\n", "; ").encode("utf-8", "replace").decode()
-    return JSONResponse({"error": text}, status_code=status)
-
-
-def _mistake(request: Request, error: Exception) -> JSONResponse:
-    status = 404 if isinstance(error, UnknownUserError) else 503 if isinstance(error, BackendError) else 400
-    return _answer(status, str(error))
-
-
-def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _answer(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-
-
-def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return _answer(422, f"{where}: {first['msg']}")
 
 
 def app_of(run: Path, store: str, most_bytes: int, data: Path | None) -> FastAPI:
