@@ -3,6 +3,8 @@ PYTHON ?= python3
 STUDY ?= world
 SEEDS ?=
 DATA ?=
+ENTITY ?=
+PROJECT ?=
 PEER ?=
 PEER_PYTHON ?=
 
@@ -20,7 +22,7 @@ LOWEST_STAMP := $(LOWEST)/.stamp
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-lowest test-slow test-gpu test-vllm reproduce reproduce-ctr reproduce-retrieval \
-	report bench-ctr bench-retrieval clean
+	report dashboards bench-ctr bench-retrieval clean
 
 help: ## This list
 	@printf 'make TARGET [NAME=value ...]\n\n'
@@ -28,6 +30,7 @@ help: ## This list
 	@printf '\n  STUDY=world          a file of experiments/ctr or experiments/retrieval without its .yaml\n'
 	@printf '  DATA=path            the data set of a study on real data\n'
 	@printf '  SEEDS=3              how many seeds, instead of the number that the study names\n'
+	@printf '  ENTITY=name          the W&B user or team that dashboards are made for, in PROJECT=name\n'
 	@printf '  PEER=path            a FuxiCTR checkout to compare the speed with\n'
 	@printf '  PEER_PYTHON=path     the Python that runs it, if not that of .venv\n'
 	@printf '  PYTHON=python3       the Python (3.11 or later) that .venv is made with\n'
@@ -116,6 +119,10 @@ report: $(STAMP) ## The page of a study or run again: STUDY=world, or STUDY=path
 		if grep -qs '"command": "lain' "$$folder/asked.json" "$$folder/record.json"; \
 			then $(BIN)/lain report "$$folder"; else $(BIN)/causalneg report "$$folder"; fi || exit $$?; \
 	done; [ -n "$$found" ] || { echo 'error: no folder $(STUDY), runs/ctr-$(STUDY) or runs/retrieval-$(STUDY)' >&2; exit 2; }
+
+dashboards: $(STAMP) ## W&B workspaces and reports: ENTITY=user-or-team, PROJECT=name; without ENTITY they are printed
+	$(BIN)/lain dashboard $(if $(ENTITY),--entity '$(ENTITY)',--dry-run) $(if $(PROJECT),--project '$(PROJECT)')
+	$(BIN)/causalneg dashboard $(if $(ENTITY),--entity '$(ENTITY)',--dry-run) $(if $(PROJECT),--project '$(PROJECT)')
 
 bench-ctr: $(STAMP) ## Training speed of each backbone, with PEER beside LongCTR, into runs/bench-ctr.json
 	$(BIN)/python experiments/bench/bench_ctr.py $(if $(PEER),--peer '$(PEER)') \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from hypothesis import settings
 
 REPO = Path(__file__).resolve().parents[1]
+
+# A key of whoever runs the tests must not send them anywhere.
+for _name in ("WANDB_API_KEY", "WANDB_MODE"):
+    os.environ.pop(_name, None)
 
 # Tests do not time: a busy machine is no fault of the code.
 settings.register_profile("untimed", deadline=None)

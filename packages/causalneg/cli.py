@@ -14,6 +14,7 @@ from causalneg.options import (
     DRY_RUN,
     FILE,
     FOLDER,
+    FORCE,
     LANGUAGE,
     PATH,
     QUIET,
@@ -28,6 +29,7 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import to_yaml
 from common.config.command import settings_command
+from common.dashboard import dashboard_options
 from common.errors import ConfigError
 from common.metrics.retrieval import MEASURES, parse_measure
 from common.report.page.command import PAGE as PAGE_FILE
@@ -107,7 +109,15 @@ def world(out: Path, passages: int, questions: int, seed: int, dry_run: bool) ->
 @TRUST
 @DEVICES
 @click.option("--seed", default=0, show_default=True, help="Decides the random picks.")
+@click.option(
+    "--wandb",
+    type=click.Choice(["disabled", "offline", "online"]),
+    default="disabled",
+    show_default=True,
+    help="Keep the set in W&B, for its lineage.",
+)
 @SKIP_BAD
+@FORCE
 @QUIET
 @DRY_RUN
 def mine(
@@ -134,7 +144,9 @@ def mine(
     trust_remote_code: bool,
     devices: tuple[str, ...],
     seed: int,
+    wandb: Any,
     skip_bad: bool,
+    force: bool,
     quiet: bool,
     dry_run: bool,
 ) -> None:
@@ -145,6 +157,7 @@ def mine(
     --truth, the false negatives. The same command gives the same set on every machine.
     """
     from causalneg.commands import mine_set
+    from causalneg.data.outputs import check_set_output
     from causalneg.mining import MiningRules
 
     chosen = {
@@ -165,10 +178,11 @@ def mine(
     if dry_run:
         click.echo(to_yaml(rules), nl=False)
         return
+    check_set_output(out, data=data, inputs=[encoder] if encoder else [], force=force)
     mined = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
         search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
-        skip_bad=skip_bad,
+        wandb=wandb, skip_bad=skip_bad,
         report=report, progress=not quiet,
     )  # fmt: skip
     click.echo(mined.to_markdown())
@@ -447,6 +461,7 @@ def diagnose(
 @click.option("--data", type=FOLDER, help="BEIR folder that passages without a text are read from.")
 @TRUST
 @SKIP_BAD
+@FORCE
 @DRY_RUN
 def export(
     source: Path,
@@ -457,6 +472,7 @@ def export(
     data: Path | None,
     trust_remote_code: bool,
     skip_bad: bool,
+    force: bool,
     dry_run: bool,
 ) -> None:
     """Hand the encoder of a run, or a training set, to other libraries; or take theirs in.
@@ -465,6 +481,7 @@ def export(
     Tevatron's.
     """
     from causalneg.data import export_examples, import_examples, read_dataset
+    from causalneg.data.outputs import check_set_output
 
     if dry_run:
         asked = {"source": source, "from": given, "format": kind, "negatives": negatives, "out": out}
@@ -473,9 +490,14 @@ def export(
     if kind == "encoder":
         from causalneg.encoders import find_encoder
 
-        find_encoder(source, trust_remote_code=trust_remote_code).export_sentence_transformers(out)
+        whole, place = source.resolve(), out.resolve()
+        if place == whole or place in whole.parents or (whole in place.parents and place.exists()):
+            raise ConfigError(f"{out}: is read by this very command; write to another folder")
+        encoder = find_encoder(source, trust_remote_code=trust_remote_code)
+        encoder.export_sentence_transformers(out, replace=force)
         click.echo(out)
         return
+    check_set_output(out, data=data, inputs=[source], own=kind == "own", force=force)
     dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=report) if data is not None else None
     examples = import_examples(source, format=given, skip_bad=skip_bad, report=report)
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
@@ -521,6 +543,20 @@ def report_page(**options: Any) -> int:
     from common.study.command import run_report
 
     return run_report(RETRIEVAL, **options)
+
+
+@main.command()
+@dashboard_options
+def dashboard(**options: Any) -> None:
+    """Make the W&B workspace and report of this method's runs, and print where they are.
+
+    Both come from one definition, which --dry-run prints. Sending them needs a key (WANDB_API_KEY or `wandb
+    login`) and the extra: pip install '.[dashboards]'.
+    """
+    from causalneg.dashboard import DASHBOARD
+    from common.dashboard import run_dashboard
+
+    run_dashboard(DASHBOARD, **options)
 
 
 @main.command()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from causalneg.data import Dataset, Report, read_dataset, read_examples, write_examples
+from causalneg.data.lineage import dataset_artifact, set_artifact
 from causalneg.data.readers import find_reader
 from causalneg.encoders import Encoder, find_encoder
 from causalneg.encoders.models import PACKAGED
@@ -44,6 +45,8 @@ from common.errors import DataError
 from common.files import atomic_write, beside
 from common.metrics.retrieval import MEASURES, RetrievalMetrics
 from common.training.run import Run, load_run
+from common.training.wandb_mode import Mode
+from common.training.wandb_step import tracked_step
 
 _LADDER_DOCUMENTS = 200_000  # a minute or two of BM25
 
@@ -62,6 +65,7 @@ def mine_set(
     devices: Sequence[str] = (),
     trust_remote_code: bool = False,
     seed: int = 0,
+    wandb: Mode = "disabled",
     skip_bad: bool = False,
     report: Report | None = None,
     progress: bool = False,
@@ -81,6 +85,7 @@ def mine_set(
         devices: Devices to encode on (the first) and to search on; empty: the CPU.
         trust_remote_code: Whether code that lies in the encoder's folder may run.
         seed: Decides the random picks.
+        wandb: Whether W&B keeps data and set as artifacts.
         skip_bad: Whether malformed lines are left out.
         report: Takes lines that a user should know.
         progress: Whether to show a progress bar.
@@ -108,6 +113,12 @@ def mine_set(
     mined = dataclasses.replace(mined, texts_cut=cut)
     write_examples(out, examples)
     atomic_write(beside(out, ".report.json"), mined.to_json() + "\n")
+    settings = {"split": split, "backend": backend, "seed": seed, **dataclasses.asdict(rules)}
+    with tracked_step(
+        wandb, project="causalneg", job_type="mine", out=out, config=settings, tags=[backend],
+        artifacts=lambda: [dataset_artifact(data), set_artifact(out, examples, made=True)],
+    ):  # fmt: skip
+        pass
     return mined
 
 

@@ -37,6 +37,7 @@ class _SearchType(click.ParamType["Search"]):
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let code run that lies in the encoder's folder; read it first."
 )
+FORCE = click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read.")
 SEARCH = click.option(
     "--index", "search", type=_SearchType(),
     help="The search: bm25, exact, hnsw or ivf; with settings '{name: hnsw, effort: 256}'.  "

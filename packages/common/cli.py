@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,9 @@ from common.errors import Interrupted, UserError, describe_os_error
 
 USAGE_EXIT = 2
 """Exit code of a command that stopped at a mistake of its user."""
+
+LIFE_SECONDS = 1.2
+"""Seconds after which a command says that it is at work."""
 
 SIGNAL_EXIT = 128
 """Added to the number of the signal that stopped a command, as shells have it: 130 for Ctrl-C."""
@@ -82,6 +86,19 @@ def exit_on_mistake() -> Iterator[None]:
         if error.errno == errno.EPIPE:
             raise
         _exit(USAGE_EXIT, describe_os_error(error))
+
+
+@contextmanager
+def _sign_of_life() -> Iterator[None]:
+    """Say that the command is at work where it takes long, most of it imports: nobody should wonder."""
+    name = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    timer = threading.Timer(LIFE_SECONDS, report, [f"{name}: starting"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -151,7 +168,8 @@ class Group(click.Group):
             extra: As for :meth:`click.Command.main`.
         """
         if standalone_mode:
-            with exit_on_mistake():
+            # Only a process of its own has a user who waits; a caller inside Python gives the arguments.
+            with exit_on_mistake(), _sign_of_life() if args is None else nullcontext():
                 result = self.main(args, prog_name, complete_var, standalone_mode=False, **extra)
                 sys.exit(result if isinstance(result, int) else 0)
         try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 
 
 def _alive(process: int) -> bool:
@@ -45,6 +45,52 @@ def _temporary(path: Path) -> Path:
     return path.parent / f"{prefix}{os.getpid()}-{uuid4().hex[:8]}"
 
 
+def _place(path: Path) -> Path:
+    """Where a file is to go, behind links: a link stays one.
+
+    Raises:
+        DataError: Something is there that is no file: a folder, a device, a pipe.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise DataError(f"{path}: is a link in a circle; give another name")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise DataError(f"{path}: is {what}, which a file cannot replace; give the name of a file")
+    return path
+
+
+def check_output(
+    path: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    made: Callable[[Path], bool] = lambda path: False,
+    force: bool = False,
+) -> None:
+    """Refuse an output that would replace what it must not; for before the work begins.
+
+    Args:
+        path: The file that is going to be written.
+        inputs: Files that are read, and folders whose every file is: they are never replaced.
+        made: Whether a file is one that this program wrote before, so that it may be replaced.
+        force: Whether any other file may be replaced too.
+
+    Raises:
+        ConfigError: It is an input, or a file that something else made.
+        DataError: It is no file at all.
+    """
+    place = _place(path)
+    for source in (Path(os.path.realpath(source)) for source in inputs):
+        if place == source or (source.is_dir() and place.exists() and source in place.parents):
+            raise ConfigError(f"{path}: is read by this very command; write to another file")
+    if force or not place.exists() or not place.stat().st_size or made(place):
+        return
+    raise ConfigError(
+        f"{path}: is there already and was not made by this command; give another name, or replace it with "
+        "--force"
+    )
+
+
 def beside(path: Path, ending: str) -> Path:
     """The file of another ending beside a ``.jsonl`` file.
 
@@ -68,18 +114,46 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def reserve(path: Path) -> None:
+    """Have the disk set a file's whole size aside, so that writing through a map of it cannot fail.
+
+    A map of a file with holes ends in SIGBUS where the disk is full. Systems without the call are left as
+    they are.
+
+    Args:
+        path: The file, which has its size already.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write a file to; it takes its place when the block succeeds.
 
     Args:
-        path: Where the file goes; parents are made, a file already there is replaced at once.
+        path: Where the file goes; parents are made, a file already there is replaced at once, one that a link
+            leads to is replaced where it lies.
         durable: Whether the file is on the disk before it takes its place, and its name soon after, so that
             a power cut leaves the old file or the new one. A killed process never needs this.
 
     Yields:
         A path in the same folder. It is removed when the block fails.
+
+    Raises:
+        DataError: Something is at the path that is no file: a folder, a device, a pipe.
     """
+    path = _place(path)
     temporary = _temporary(path)
     try:
         yield temporary

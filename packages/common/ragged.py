@@ -146,6 +146,11 @@ class Ragged:
             path = folder / f"{name}.{part}.npy"
             try:
                 arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # broken bytes raise anything
                 raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from error
-        return cls(arrays[0], arrays[1])
+            if arrays[-1].ndim < 1 or (part == "offsets" and arrays[-1].dtype.kind not in "iu"):
+                raise DataError(f"{path}: cannot be read (it holds other values); prepare the data again")
+        try:
+            return cls(arrays[0], arrays[1])
+        except DataError as error:
+            raise DataError(f"{folder / name}: {error}; prepare the data again") from None

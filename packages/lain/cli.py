@@ -14,7 +14,8 @@ from common.cli import Group, report
 from common.config import load as load_config
 from common.config import read_component, to_yaml
 from common.config.command import settings_command
-from common.errors import ConfigError, suggest
+from common.dashboard import dashboard_options
+from common.errors import ConfigError, DataError, suggest
 from common.report.page.command import PAGE, show_page
 from common.report.tables import markdown_table
 from common.study.command import report_options, study_options
@@ -123,6 +124,20 @@ def prepare(
         fetch(format, source)
     prepare_format(chosen, source, out, progress=not quiet)
     click.echo(out)
+
+
+@main.command()
+@click.argument("data", type=FOLDER)
+def verify(data: Path) -> None:
+    """Read every byte of the prepared data set DATA and compare it with its fingerprint.
+
+    Opening a data set checks sizes, types, shapes and small files; training does this, once per call.
+    """
+    from lain.data.store import Store
+
+    store = Store.open(data)
+    store.verify()
+    click.echo(store.fingerprint)
 
 
 @main.command()
@@ -272,6 +287,8 @@ def evaluate(run: Path, split: str) -> None:
     from lain.training.run import load_run
 
     config, model, data = load_run(run)
+    if not data.store.split(split).labelled:
+        raise DataError(f"{config.data}: split {split} has no labels; score it with: lain predict {run} DATA")
     predictions = score(model, data.eval_loader(split), data.store.split(split))
     predictions.save(run / "predictions" / f"{split}.parquet")
     found = predictions.metrics(config.buckets)
@@ -298,6 +315,7 @@ def evaluate(run: Path, split: str) -> None:
     help="File to write; in predictions/ of RUN by default.",
 )
 @click.option("--same-encoding", is_flag=True, help="The ids of DATA are those RUN was trained on.")
+@click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read.")
 @click.option("--quiet", is_flag=True, help="No progress lines.")
 def predict(
     run: Path,
@@ -307,6 +325,7 @@ def predict(
     split: str,
     out: Path | None,
     same_encoding: bool,
+    force: bool,
     quiet: bool,
 ) -> None:
     """Score new rows with a trained RUN, whose own data are not needed.
@@ -320,8 +339,11 @@ def predict(
     for the same things: its vocabularies show it, or --same-encoding says it. Columns: user, item, length,
     label, score. The last line printed is the Parquet file.
     """
+    from common.files import check_output
+    from lain.evaluation.predictions import is_predictions
     from lain.evaluation.predictions import predict as score
     from lain.evaluation.score_log import score_log
+    from lain.formats.log.read import find_files
     from lain.training.run import check_encoding, load_model, open_data
 
     out = target or out
@@ -329,6 +351,9 @@ def predict(
     if not (data / "dataset.json").is_file() and (run / "encoding").is_dir():
         if out is None:
             raise click.UsageError("Missing argument 'OUT'.")
+        read = [file for log in (data, history) if log is not None for file in find_files(log)]
+        own = ("config.yaml", "record.json", "features.json", "checkpoints", "encoding")
+        check_output(out, inputs=[*(run / name for name in own), *read], made=is_predictions, force=force)
         notices = score_log(
             model,
             run,
@@ -344,6 +369,8 @@ def predict(
         return
     other = open_data(config, data)
     check_encoding(run, record, other.store, same=same_encoding)
+    if out is not None:
+        check_output(out, inputs=[data], made=is_predictions, force=force)
     out = out or run / "predictions" / f"{data.resolve().name}-{split}.parquet"
     score(model, other.eval_loader(split), other.store.split(split)).save(out)
     click.echo(out)
@@ -488,6 +515,20 @@ def report_page(**options: Any) -> int:
     from lain.study.kind import CTR
 
     return run_report(CTR, **options)
+
+
+@main.command()
+@dashboard_options
+def dashboard(**options: Any) -> None:
+    """Make the W&B workspace and report of this method's runs, and print where they are.
+
+    Both come from one definition, which --dry-run prints. Sending them needs a key (WANDB_API_KEY or `wandb
+    login`) and the extra: pip install '.[dashboards]'.
+    """
+    from common.dashboard import run_dashboard
+    from lain.dashboard import DASHBOARD
+
+    run_dashboard(DASHBOARD, **options)
 
 
 @main.command()

@@ -363,7 +363,7 @@ def test_bad_data_is_one_line_and_nothing_is_lost(
     world: Path, mined: Path, config: Path, tmp_path: Path, name: str, line: str, what: str
 ) -> None:
     data, out = copied(world, tmp_path / "data"), tmp_path / "out.jsonl"
-    out.write_text("kept\n")
+    shutil.copy(mined, out)
     asked = read_dataset(world, splits=["train"])
     spare = next(query for query in asked.queries if query not in asked.qrels["train"])
     number = add_line(data / name, line.replace("SPARE", spare))
@@ -374,7 +374,7 @@ def test_bad_data_is_one_line_and_nothing_is_lost(
         (said,) = fails(*command)
         assert said.startswith(f"error: {data / name}:{number}: ")
         assert what in said
-    assert out.read_text() == "kept\n"
+    assert out.read_bytes() == mined.read_bytes()
     result = causalneg("mine", data, out, "--count", 8, "--depth", 40, "--quiet", "--skip-bad")
     assert result.exit_code == 0
     done = "kept 1 line as far as possible" if "unknown to corpus" in what else "left out 1 line"
@@ -394,7 +394,7 @@ def test_a_bad_training_set_is_one_line_and_the_others_are_kept(
     train = ["train", config, *SMALL, sets, "candidates=4", f"out={tmp_path / 'runs'}"]
     commands: list[list[object]] = [
         train, ["verify", world, broken, out], ["generate", world, broken, out, "--quiet"],
-        ["export", broken, out, "--format", "tevatron", "--data", world],
+        ["export", broken, tmp_path / "theirs.jsonl", "--format", "tevatron", "--data", world],
     ]  # fmt: skip
     for command in commands:
         (said,) = fails(*command)

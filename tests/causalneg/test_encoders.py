@@ -4,11 +4,12 @@ import contextlib
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -888,3 +889,22 @@ def test_a_transformer_of_a_config_is_the_same_each_time() -> None:
     first.tokenize(["cat " * 99], query=False)
     assert first.cut == 1
     assert first.fingerprint == second.fingerprint  # cutting a text leaves no trace
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """The operating system refuses to let a file grow, as on a full disk."""
+    encoder = small()
+
+    @contextlib.contextmanager
+    def small_files() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    for save in (encoder.save, encoder.export_sentence_transformers):
+        with pytest.raises((DataError, OSError), match=r"[Ff]ile too large"), small_files():
+            save(tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []

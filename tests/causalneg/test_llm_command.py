@@ -257,7 +257,8 @@ def test_a_pair_without_a_positive_is_told_with_its_line(world: Path, mined: Pat
 
 def test_the_mined_set_is_not_written_over(world: Path, mined: Path) -> None:
     before = mined.read_bytes()
-    assert "is the mined set itself" in complaint("generate", world, mined, mined, "--backend", "openai")
+    asked = ("generate", world, mined, mined, "--backend", "openai", "--model", "m")
+    assert "is read by this very command" in complaint(*asked, "--endpoint", "http://127.0.0.1:9/v1")
     assert mined.read_bytes() == before
 
 

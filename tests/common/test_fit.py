@@ -23,7 +23,7 @@ from common.training.callbacks import Meter, batch_size
 from common.training.checkpoint import forget_optimizer, load_checkpoint
 from common.training.config import RENAMED, FitConfig
 from common.training.fit import FitResult, fit, position
-from common.training.tracking import MetricsFile
+from common.training.metrics_file import MetricsFile
 
 ROWS, WIDTH, BATCH = 56, 4, 8
 BATCHES = ROWS // BATCH
@@ -158,8 +158,10 @@ def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
+    """The logged rows, without what the machine was like."""
     with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("system/")} for row in rows]
 
 
 STOPS = ([0], [3], [6], [7], [8], [13], [20], [2, 5, 9, 16])

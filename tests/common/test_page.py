@@ -101,6 +101,7 @@ def test_a_thinned_curve_is_the_mean_of_its_blocks() -> None:
 
 def test_numbers_keep_four_digits() -> None:
     assert [short(62.3149), short(0.00012344), short(math.nan)] == ["62.31", "0.0001234", "n/a"]
+    assert [short(17951.0), short(17951.0, signed=True)] == ["17951", "+17951"]
 
 
 def test_a_line_chart_by_hand() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import struct
-import time
-from collections.abc import Iterator
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.live import Progress
 from common.training.config import TrackingConfig
-from common.training.tracking import Console, MetricsFile, WandbRun, begin_at, close, loggers
+from common.training.metrics_file import MetricsFile
+from common.training.task import Artifact, Measured
+from common.training.tracking import Shown, begin_at, close, loggers
+from common.training.wandb_mode import tracking_mistakes, wandb_mode
+from common.training.wandb_run import WandbRun
+from wandb_file import read_wandb
 
 
 def test_columns_appear_as_they_are_needed(tmp_path: Path) -> None:
@@ -68,78 +74,111 @@ def test_beginning_at_a_step_drops_what_is_logged_again(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss\n0,1\n"
 
 
-def test_the_console_shows_validations_and_training_losses(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console()
-    console.log_metrics({"train/loss": 0.5, "train/entropy": 0.1, "epoch": 1}, step=8)
-    console.log_metrics(
-        {"valid/auc": 0.71239, "valid/logloss": 0.4, "valid/auc/0-50": 0.3, "epoch": 1}, step=9
-    )
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err == (
-        "epoch 2  step 9  train/loss 0.5000\nepoch 2  step 10  valid/auc 0.7124  valid/logloss 0.4000\n"
-    )
+def test_the_panel_shows_validations_and_training_losses() -> None:
+    with Progress("run", shown=False) as progress:
+        progress.stage("train", total=10, unit="steps")
+        shown = Shown(progress)
+        shown.log_metrics({"train/loss": 0.5, "train/entropy": 0.1, "epoch": 1}, step=8)
+        shown.log_metrics({"valid/auc": 0.71239, "valid/auc/0-50": 0.3, "valid/samples": 8.0, "epoch": 1}, 9)
+        line = progress.line()
+        shown.log_metrics({"valid/auc": float("nan")}, 19)
+        later = progress.line()
+    assert line == "run: train 0/10 steps; train/loss 0.5000; train/entropy 0.1000; epoch 2; valid/auc 0.7124"
+    assert later == line.removesuffix("; valid/auc 0.7124")
 
 
 def test_disabled_leaves_only_the_file(tmp_path: Path) -> None:
-    found = loggers(tmp_path, TrackingConfig(wandb="disabled"), project="p", resolved={}, console=False)
+    found = loggers(tmp_path, TrackingConfig(wandb="disabled"), project="p", resolved={})
     assert [type(logger) for logger in found] == [MetricsFile]
     close(found)
 
 
 def test_wandb_offline_keeps_its_files_in_the_run_folder(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    found = loggers(run_dir, TrackingConfig(group="g"), project="p", resolved={"lr": 0.1})
-    assert [type(logger) for logger in found] == [MetricsFile, Console, WandbRun]
+    run_dir, data = tmp_path / "run", tmp_path / "data.txt"
+    data.write_text("rows")
+    config = TrackingConfig(group="g", job_type="train", tags=["own"])
+    found = loggers(run_dir, config, project="p", resolved={"lr": 0.1}, tags=["din", "own", "x" * 80])
+    assert [type(logger) for logger in found] == [MetricsFile, WandbRun]
     begin_at(found, 0)
     for logger in found:
         logger.log_metrics({"valid/auc": 0.5}, step=0)
-    close(found, {"auc": 0.5, "gauc": None})
-    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    measured = Measured(
+        {"test/auc/0-50": 0.5, "test/gauc": None},
+        {"test/gauc": "one class"},
+        figures={"attention/long/gini/0-50": 0.25},
+        histograms={"diagnosis/similarity/mined": ([1, 2], [-1.0, 0.0, 1.0])},
+    )
+    artifacts = [Artifact("data", "dataset", (data,), facts={"fingerprint": "f"})]
+    close(found, measured, [*artifacts, Artifact("model", "model", (data,), made=True)])
     assert (run_dir / "metrics.csv").read_text() == "step,valid/auc\n0,0.5\n"
 
+    logged = read_wandb(run_dir)
+    head = {key: logged.run.get(key) for key in ("project", "run_group", "job_type", "display_name", "tags")}
+    assert head == {
+        "project": "p", "run_group": "g", "job_type": "train", "display_name": "run",
+        "tags": ["own", "din", "x" * 64],
+    }  # fmt: skip
+    assert logged.summary["test/auc/0-50"] == 0.5
+    wanted = {
+        "valid/auc",
+        "test/auc/0-50",
+        "attention/long/gini/0-50",
+        "diagnosis/similarity/mined",
+        "results",
+    }
+    assert logged.names >= wanted
+    (table,) = run_dir.glob("wandb/offline-run-*/files/media/table/results*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["split", "measure", "slice", "value", "reason"]
+    assert content["data"] == [["test", "auc", "0-50", 0.5, ""], ["test", "gauc", "", None, "one class"]]
+    kept = {one["name"]: one for one in logged.artifacts if one["type"] != "run_table"}
+    assert kept["data"]["use_after_commit"]
+    assert "use_after_commit" not in kept["model"]
+    (file,) = kept["data"]["manifest"]["contents"]
+    assert file["ref"] == data.as_uri()
+    assert base64.b64decode(file["digest"]) == hashlib.md5(b"rows").digest()
 
-def records(path: Path) -> Iterator[bytes]:
-    """The records of a W&B file: 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
-    data, at, record = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        record += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or its last part
-            yield record
-            record = b""
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "mode"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("offline", {"WANDB_API_KEY": "k", "WANDB_MODE": "online"}, "offline"),
+        ("disabled", {"WANDB_API_KEY": "k"}, "disabled"),
+        ("online", {}, "online"),
+    ],
+)
+def test_without_a_key_nothing_leaves_the_machine(
+    asked: Any, environment: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(asked) == mode
+    mistakes = tracking_mistakes(TrackingConfig(wandb=asked))
+    needs_key = mode == "online" and "WANDB_API_KEY" not in environment
+    assert [line.partition(":")[0] for line in mistakes] == ["tracking.wandb"] * needs_key
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking_mistakes(TrackingConfig(wandb="online")) == []
 
 
-def history(run_dir: Path) -> tuple[str, list[dict[str, str]]]:
-    """Id and logged rows of the one W&B run in a folder, as `wandb sync` would read them."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
-
-    (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    found: list[Any] = []
-    until = time.monotonic() + 60
-    while not any(record.WhichOneof("record_type") == "exit" for record in found):
-        assert time.monotonic() < until, "W&B's own process did not write the end of the run"
-        found = []
-        for data in records(file):
-            found.append(Record())
-            found[-1].ParseFromString(data)
-        time.sleep(0.05)
-    (id,) = {record.run.run_id for record in found if record.WhichOneof("record_type") == "run"}
-    rows = []
-    for record in found:
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
-    return id, rows
+def history(run_dir: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Id and logged rows of the one W&B run in a folder, as `wandb sync` would send them."""
+    logged = read_wandb(run_dir)
+    rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in logged.rows]
+    return logged.run["run_id"], rows
 
 
 def test_a_run_that_is_interrupted_stays_one_wandb_run(tmp_path: Path) -> None:
     ids = set()
     for begin, end in ((0, 3), (2, 5), (5, 6)):  # the second part repeats a step that no checkpoint held
-        found = loggers(tmp_path, TrackingConfig(), project="p", resolved={}, console=False)
+        found = loggers(tmp_path, TrackingConfig(), project="p", resolved={})
         begin_at(found, begin)
         for step in range(begin, end):
             for logger in found:
@@ -147,7 +186,7 @@ def test_a_run_that_is_interrupted_stays_one_wandb_run(tmp_path: Path) -> None:
         close(found, finished=end == 6)
         id, rows = history(tmp_path)
         ids.add(id)
-        logged = [(int(row["trainer/global_step"]), float(row["train/loss"])) for row in rows]
+        logged = [(row["trainer/global_step"], row["train/loss"]) for row in rows]
         assert logged == [(step, float(step)) for step in range(end)]
     assert ids == {(tmp_path / "wandb" / "id").read_text().strip()}
 

@@ -130,6 +130,8 @@ def test_evaluate_finds_the_metrics_that_training_recorded(run: Path) -> None:
 def test_predict_scores_another_world_and_refuses_another_kind(
     run: Path, world: Path, tmp_path: Path
 ) -> None:
+    from small_store import seal  # not on the path when this file measures losses
+
     other = tmp_path / "other"
     assert lain("world", other, "--users", 60, "--seed", 4).exit_code == 0
     (line,) = fails("predict", run, other, "--split", "valid")
@@ -149,6 +151,7 @@ def test_predict_scores_another_world_and_refuses_another_kind(
         shutil.copy(old, old.with_name("colour.npy"))
     else:
         np.save(other / folder / "colour.npy", np.zeros(about["num_items"], dtype=np.int32))
+    seal(other)
     assert len(fails("predict", run, other)) == 2  # one too many, one missing
 
 
@@ -450,10 +453,13 @@ def test_an_output_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
 def test_a_split_with_one_class_has_null_metrics_with_a_reason_and_the_run_goes_on(
     world: Path, config: Path, tmp_path: Path
 ) -> None:
+    from small_store import seal
+
     copy = tmp_path / "world"
     shutil.copytree(world, copy)
     label = np.load(copy / "test" / "label.npy")
     np.save(copy / "test" / "label.npy", np.ones_like(label))
+    seal(copy)
     result = lain("train", config, *SMALL, f"data={copy}", f"out={tmp_path}", "name=one")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "one" / "record.json").read_text())

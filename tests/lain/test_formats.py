@@ -385,7 +385,10 @@ def scramble(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (lambda p: p.unlink(), "train.parquet: missing; reczoo needs it in this folder"),
+        (
+            lambda p: p.with_name("user_info.parquet").unlink(),
+            "user_info.parquet: missing; reczoo needs it in this folder",
+        ),
         (lambda p: p.write_bytes(b""), r"train.parquet: not a Parquet file, or cut off"),
         (lambda p: p.write_text("user,item"), r"train.parquet: not a Parquet file, or cut off"),
         (lambda p: cut(p, 0.9), r"train.parquet: not a Parquet file, or cut off"),
@@ -720,6 +723,26 @@ def test_wrong_kuairand_tables_are_one_line(
     with pytest.raises(DataError, match=line):
         prepare("kuairand", folder_of(tmp_path / "source", frames), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_categories_of_pandas_are_their_values(tmp_path: Path) -> None:
+    frames = kuairand_frames(2)
+    first = Store.open(prepare("kuairand", folder_of(tmp_path / "a", frames), tmp_path / "out-a"))
+    for name, column in (("user_features", USER_FEATURES[0]), ("item_features", ITEM_FEATURES[0])):
+        frames[name][column] = frames[name][column].astype("category")
+    frames["item_features"]["author_id"] = frames["item_features"]["author_id"].astype("category")
+    second = Store.open(prepare("kuairand", folder_of(tmp_path / "b", frames), tmp_path / "out-b"))
+    assert second.fingerprint == first.fingerprint
+
+
+def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
+    frames = kuairand_frames(2)
+    source = folder_of(tmp_path / "source", frames)
+    table = pq.read_table(source / "user_features.parquet")
+    doubled = table.append_column("user_id", table["user_id"])
+    pq.write_table(doubled, source / "user_features.parquet")
+    with pytest.raises(DataError, match=r"user_features.parquet: column 'user_id' is there 2 times$"):
+        prepare("kuairand", source, tmp_path / "out")
 
 
 def test_mistakes_of_columns_and_of_values_in_kuairand_are_shown_together(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from common.training.checkpoint import load_checkpoint
 from lain.cli import main
+from small_store import seal
 
 SMALL = [
     "history.max_length=50",
@@ -251,6 +252,7 @@ def test_a_validation_split_of_one_class_is_reported_once(world: Path, config: P
     shutil.copytree(world, copy)
     label = np.load(copy / "valid" / "label.npy")
     np.save(copy / "valid" / "label.npy", np.zeros_like(label))
+    seal(copy)
     result = lain("train", config, *SMALL, *QUIET, f"data={copy}", f"out={tmp_path}", "name=one")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("valid/auc has no value on these validation rows (one class only?)") == 1

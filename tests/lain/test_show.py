@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,12 +15,18 @@ from common.ragged import Ragged
 from common.report.page.render import Page, Section
 from common.report.page.text import page_text
 from common.report.tables import Table
+from common.study.collect import tidy_frame
+from common.study.kind import Head, Report
+from common.study.page import load_single
+from common.study.plan import Study
 from lain.cli import main
 from lain.data.batch import Batches
 from lain.data.schema import Feature
 from lain.data.writer import StoreWriter
 from lain.evaluation.show import data_page, histogram, wilson
+from lain.study.data import PreparedCTR
 from lain.study.examples import Looks, Scores, changes, loss
+from lain.study.resample import UserResampler
 from lain.training.run import load_model
 from small_store import FEATURES, Row, write
 
@@ -152,10 +156,11 @@ def test_attention_on_a_history_is_that_of_the_run(tmp_path: Path, backbone: str
         f"model.name={backbone}",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    run = cast(Any, SimpleNamespace(folder=Path(done.output.splitlines()[-1])))
-    report = cast(Any, SimpleNamespace(
-        prepared=SimpleNamespace(path=data), main=SimpleNamespace(runs=[run], of=lambda *_: [run])
-    ))  # fmt: skip
+    run = load_single(Path(done.output.splitlines()[-1]))
+    study = Study("s", ["run"], {"run": {}}, [0])
+    prepared, head = PreparedCTR(data, "", ""), Head("s", "", "", 1, 1)
+    frame, resampler = tidy_frame("s", [run]), UserResampler(run, resamples=2)
+    report = Report(head, study, prepared, [run], frame, resampler)
     scores = Scores(report)
     looks = Looks(report, scores)
     assert looks.data is not None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.ragged import Ragged
+from lain.data import store as stores
 from lain.data.schema import Feature, file_stem
 from lain.data.store import Store
 from lain.data.writer import ArrayWriter, StoreWriter
@@ -93,14 +94,29 @@ def test_same_content_has_the_same_fingerprint_and_other_content_another(tmp_pat
     assert Store.open(write(tmp_path / "c", label=np.array([1, 1]))).fingerprint != first
 
 
-def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:
+def test_a_changed_byte_shows_when_a_small_file_is_opened_and_a_large_one_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = write(tmp_path / "small")
+    monkeypatch.setattr(stores, "_SMALL_BYTES", 0)
+    large = write(tmp_path / "large")
+    for path in (small, large):
+        file = path / "train" / "item.npy"
+        changed = np.load(file)
+        changed[0] = 1
+        np.save(file, changed)
+    with pytest.raises(DataError, match=r"item.npy: was changed after it was made; prepare the data again$"):
+        Store.open(small)
+    with pytest.raises(DataError, match="large: was changed after it was made"):
+        Store.open(large).verify()
+
+
+def test_what_dataset_json_says_is_checked(tmp_path: Path) -> None:
     path = write(tmp_path / "store")
-    file = path / "train" / "item.npy"
-    changed = np.load(file)
-    changed[0] = 1
-    np.save(file, changed)
-    with pytest.raises(DataError, match="was changed"):
-        Store.open(path).verify()
+    about = json.loads((path / "dataset.json").read_text())
+    (path / "dataset.json").write_text(json.dumps(about | {"name": "other"}))
+    with pytest.raises(DataError, match=r"dataset.json: was changed after it was made"):
+        Store.open(path)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +417,8 @@ def test_a_vocabulary_that_was_announced_must_be_there(tmp_path: Path) -> None:
 def test_a_store_of_version_1_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "store")
     about = json.loads((path / "dataset.json").read_text())
-    del about["vocabularies"]
+    for later in ("vocabularies", "files", "checksum"):
+        del about[later]
     (path / "dataset.json").write_text(json.dumps(about | {"version": 1}))
     store = Store.open(path)
     store.verify()

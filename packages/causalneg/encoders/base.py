@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from common.config import Positive, checked
 from common.errors import DataError
 from common.files import atomic_folder
+from common.live import Progress
 from common.ragged import Ragged
 
 CONFIG_FILE = "config.json"
@@ -169,11 +170,11 @@ class Encoder(nn.Module, ABC):
         Args:
             folder: Where to. Holds ``config.json``, weights in safetensors, the vocabulary.
         """
-        with atomic_folder(Path(folder), replace=True) as temporary:
+        with _written(folder), atomic_folder(Path(folder), replace=True) as temporary:
             self._save_parts(temporary)
             write_json(temporary / CONFIG_FILE, {"causalneg_encoder": self.kind, **self.settings()})
 
-    def export_sentence_transformers(self, folder: Path) -> None:
+    def export_sentence_transformers(self, folder: Path, *, replace: bool = False) -> None:
         """Write a folder that ``SentenceTransformer(folder)`` loads and that gives the same vectors.
 
         Only classes that sentence-transformers ships are named in it, so that it loads without
@@ -181,9 +182,13 @@ class Encoder(nn.Module, ABC):
         ``"document"``: use ``encode_query`` and ``encode_document``.
 
         Args:
-            folder: Where to; a folder that is there is replaced.
+            folder: Where to; a new or empty folder.
+            replace: Whether a folder that is there is replaced, with all that is in it.
+
+        Raises:
+            DataError: There is a file, or a folder that is not empty.
         """
-        with atomic_folder(Path(folder), replace=True) as temporary:
+        with _written(folder), atomic_folder(Path(folder), replace=replace) as temporary:
             modules = self._export_parts(temporary)
             listed = [
                 {
@@ -277,6 +282,19 @@ def write_pooling(folder: Path, dim: int, mode: str) -> None:
     )
 
 
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turn what safetensors says of a disk (it is no OSError) into a line that names the folder.
+
+    Raises:
+        DataError: The weights cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise DataError(f"{folder}: cannot be written ({error})") from error
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write all parameters and buffers of a module as safetensors."""
     save_file(
@@ -359,7 +377,7 @@ def encode(
         tokens: What its ``tokenize`` gave.
         query: Whether the texts are queries.
         batch_tokens: Tokens a chunk holds; None takes the encoder's own number.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
 
     Returns:
         float32 vectors of length 1.
@@ -374,13 +392,14 @@ def encode(
     try:
         with (
             torch.inference_mode(),
-            tqdm(total=len(tokens), unit=" texts", disable=not progress, leave=False) as bar,
+            Progress("encode", shown=progress) as shown,
         ):
+            shown.stage("queries" if query else "texts", total=len(tokens), unit="texts")
             for rows, chunk in _chunks(tokens, batch_tokens or encoder.encoded_at_once):
                 ids = torch.from_numpy(np.ascontiguousarray(chunk.values)).to(device)
                 offsets = torch.from_numpy(np.ascontiguousarray(chunk.offsets)).to(device)
                 out[rows] = encoder(ids, offsets, query=query).float().cpu().numpy()
-                bar.update(len(rows))
+                shown.advance(len(rows))
     finally:
         encoder.train(training)
     broken = np.flatnonzero(~np.isfinite(out).all(1))

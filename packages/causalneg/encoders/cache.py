@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 
 from causalneg.encoders.base import Encoder, encode
 from common.errors import DataError
-from common.files import atomic_path, fill_once
+from common.files import atomic_path, fill_once, reserve
 from common.ragged import Ragged
 
 _CHECKED = 16_384  # embeddings in memory at a time
@@ -195,6 +195,7 @@ class _Part:
     def write(self, keys: np.ndarray, fill: Callable[[np.ndarray], None], dim: int) -> None:
         with atomic_path(self.vectors) as temporary:
             array = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(keys), dim))
+            reserve(temporary)
             fill(array)
             array.flush()
         with atomic_path(self.keys) as temporary, temporary.open("wb") as file:

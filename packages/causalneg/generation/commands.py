@@ -34,7 +34,9 @@ _OPTIONS = (
     click.option("--judge", help="Who has the last word: llm or cross-encoder."),
     click.option("--max-failed", type=float, help="Share of pairs or verdicts that may fail.  [.5]"),
     click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping."),
+    click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read."),
 )
+_BESIDE = (".rejected.jsonl", ".voices.jsonl")
 
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -120,6 +122,7 @@ def generate(
     retry_failed: bool,
     status: bool,
     skip_bad: bool,
+    force: bool,
     quiet: bool,
     dry_run: bool,
     **given: Any,
@@ -147,14 +150,14 @@ def generate(
 
         click.echo(show(beside(out, ".journal")))
         return
-    if out.resolve() == mined.resolve():
-        raise ConfigError(f"{out}: is the mined set itself; write to another file")
+    from causalneg.data.outputs import check_set_output
     from causalneg.generation.sets import generate_set, preview_set
 
     config = _generate_config(given, artifact)
     if dry_run:
         click.echo(preview_set(data, mined, config, seed=seed, skip_bad=skip_bad, report=report))
         return
+    check_set_output(out, data=data, inputs=[mined], also=_BESIDE, force=force)
     card = generate_set(
         data, mined, out, config, both_voices=both_voices, voices_per_query=voices_per_query, limit=limit,
         retry_failed=retry_failed, seed=seed, skip_bad=skip_bad, progress=not quiet, report=report,
@@ -170,7 +173,9 @@ def generate(
 @_settings
 @click.option("--backend", help="Where a judge runs that is a language model: openai, vllm or transformers.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done and write nothing.")
-def verify(data: Path, examples: Path, out: Path, skip_bad: bool, dry_run: bool, **given: Any) -> None:
+def verify(
+    data: Path, examples: Path, out: Path, skip_bad: bool, force: bool, dry_run: bool, **given: Any
+) -> None:
     """Check the written negatives of a training set EXAMPLES and keep the valid ones in OUT.
 
     Valid: not equal or near-equal to a positive, the requirement really violated, no answer (by truth on
@@ -178,6 +183,7 @@ def verify(data: Path, examples: Path, out: Path, skip_bad: bool, dry_run: bool,
     go to OUT.rejected.jsonl with the reason. With a --judge, a language model (--model) or a cross-encoder
     (judge.model=...), what the verifier lets pass needs the judge's word too.
     """
+    from causalneg.data.outputs import check_set_output
     from causalneg.generation.config import JudgeConfig
     from causalneg.generation.sets import verify_set
     from common.config import to_yaml
@@ -191,6 +197,7 @@ def verify(data: Path, examples: Path, out: Path, skip_bad: bool, dry_run: bool,
         rejected = beside(out, ".rejected.jsonl")
         click.echo(to_yaml({"data": data, "examples": examples, "out": out, "rejected": rejected}), nl=False)
         return
+    check_set_output(out, data=data, inputs=[examples], also=_BESIDE[:1], force=force)
     click.echo(verify_set(data, examples, out, config, skip_bad=skip_bad, report=report))
     click.echo(out)
 
@@ -212,6 +219,7 @@ def relabel(
     add: bool,
     truth: str | None,
     skip_bad: bool,
+    force: bool,
     **given: Any,
 ) -> None:
     """Judge the mined negatives of a training set EXAMPLES; those that answer are dropped, into OUT.
@@ -220,6 +228,7 @@ def relabel(
     loss terms kl and margin-mse. OUT with the ending .relabel.json has the counts and, with --truth, the
     precision and recall of the judge.
     """
+    from causalneg.data.outputs import check_set_output
     from causalneg.generation.config import JudgeConfig
     from causalneg.generation.relabel import relabel_set
 
@@ -232,6 +241,7 @@ def relabel(
         given["judge"] = "llm"
     config = _load(JudgeConfig, given, **more)
     _refuse_unused(config, False, given)
+    check_set_output(out, data=data, inputs=[examples], force=force)
     counts = relabel_set(data, examples, out, config, add=add, truth=truth, skip_bad=skip_bad, report=report)
     click.echo(counts.to_markdown())
     click.echo(out)

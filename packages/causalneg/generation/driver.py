@@ -7,15 +7,16 @@ where it was.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
 
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from causalneg.data import Dataset
 from causalneg.data.schema import Document, Example, Passage
@@ -26,13 +27,14 @@ from causalneg.generation.writers.base import Pair, Writer, Written
 from causalneg.llm.budget import Budget
 from causalneg.llm.chat import TRANSIENT, FailureKind
 from common.cli import report as report_to_user
-from common.errors import ConfigError
+from common.errors import ConfigError, Interrupted
+from common.live import Progress
 from common.report.tables import format_number, markdown_table
 
 Tracker = Callable[[Mapping[str, float]], None]
 """Gets the figures of the progress every few seconds; W&B's ``run.log`` is one."""
 
-_TRACK_SECONDS = 5.0
+_TRACK_SECONDS = 2.0
 _WRITTEN = TypeAdapter(Written)
 _REWRITTEN: TypeAdapter[Passage | Failure] = TypeAdapter(Passage | Failure)
 
@@ -145,7 +147,7 @@ def generate(
             bad answers that are asked for again can, by what they cost.
         retry_failed: Whether pairs are tried again whose failure is in the ledger. Failures that had to do
             with the server alone always are.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
         track: Gets the figures every few seconds.
         report: Where lines for the user go.
 
@@ -175,22 +177,18 @@ def generate(
     found: dict[int, Written] = {}
     failures: Counter[str] = Counter()
     began = tracked = time.monotonic()
-    with tqdm(total=len(pairs), unit="pair", desc=f"write ({writer.name})", disable=not progress) as bar:
+    with Progress(f"write ({writer.name})", shown=progress) as shown, _kept_at_interrupt():
+        shown.stage("write", total=len(pairs), unit="pairs")
         for number, written in runner:
             found[number] = written
             if written.failure is not None:
                 failures[written.failure.kind] += 1
-            bar.update()
+            shown.advance()
             now = time.monotonic()
             if now - tracked >= _TRACK_SECONDS or len(found) == len(pairs):
                 tracked = now
                 figures = _figures(len(found), ledger, failures, budget, now - began)
-                kinds = "".join(f", {kind} {n}" for kind, n in failures.most_common(3))
-                bar.set_postfix_str(
-                    f"{figures['tokens']:.3g} tokens, cost {figures['cost']:.2f}, "
-                    f"failed {failures.total()}{kinds}",
-                    refresh=False,
-                )
+                shown.show(_shown(figures, failures))
                 if track is not None:
                     track(figures)
     unfinished = len(pairs) - len(found)
@@ -211,6 +209,28 @@ def generate(
         sum(found[n].cut for n in numbers),
         unfinished,
     )
+
+
+@contextmanager
+def _kept_at_interrupt() -> Iterator[None]:
+    """Say at Ctrl-C that nothing finished is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            signal.SIGINT, "what is finished is in the journal; run the same command again to go on"
+        ) from None
+
+
+def _shown(figures: Mapping[str, float], failures: Counter[str]) -> dict[str, str]:
+    """The figures of the progress as text: rate, failures by kind, tokens, cost."""
+    kinds = ", ".join(f"{kind} {number}" for kind, number in failures.most_common())
+    return {
+        "pairs/min": f"{figures['pairs_per_minute']:.1f}",
+        "tokens": f"{figures['tokens']:,.0f}",
+        "cost": f"{figures['cost']:.2f}",
+        "failed": f"{failures.total()}" + (f" ({kinds})" if kinds else ""),
+    }
 
 
 def _example(pair: Pair, written: Written) -> Example:
@@ -259,7 +279,7 @@ def rewrite_examples(
         negatives: Mined negatives of each example to rewrite; the first ones.
         ledger: Where finished jobs and calls are kept, and looked up; None keeps them in memory.
         budget: What all ledgers of the journal may cost together.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
 
     Returns:
         For each example with a rewritten positive an example with rewritten passages only; ``document_id``
@@ -292,10 +312,11 @@ def rewrite_examples(
 
     keys = list(wanted)
     results: dict[str, Passage | Failure] = dict.fromkeys(keys, OVER_BUDGET)
-    with tqdm(total=len(keys), unit="text", desc=f"rewrite ({writer.name})", disable=not progress) as bar:
+    with Progress(f"rewrite ({writer.name})", shown=progress) as shown, _kept_at_interrupt():
+        shown.stage("rewrite", total=len(keys), unit="texts")
         for number, result in Runner(map(job, keys), writer.backend, ledger=ledger, budget=budget):
             results[keys[number]] = result
-            bar.update()
+            shown.advance()
     out = []
     for example, mined in zip(examples, chosen, strict=True):
         found = [results[_document_key(_document(p, dataset))] for p in example.positives]

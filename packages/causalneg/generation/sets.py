@@ -11,12 +11,13 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from causalneg.data import Dataset, Report, read_dataset, read_examples, write_examples
+from causalneg.data.lineage import dataset_artifact, set_artifact
 from causalneg.data.schema import Example
 from causalneg.generation.card import data_card
 from causalneg.generation.config import GenerateConfig, JudgeConfig
@@ -37,6 +38,8 @@ from common.config import Component, Registry
 from common.errors import BackendError, ConfigError, DataError
 from common.files import atomic_write, beside
 from common.report.tables import format_number, markdown_table
+from common.training.task import Artifact
+from common.training.wandb_step import tracked_step
 
 
 def generate_set(
@@ -92,7 +95,7 @@ def generate_set(
         pairs = pairs_from(source, dataset, candidates=writer.candidates)
         judge, judged = models.judge(journal, voices=both_voices)
         ledger = journal.ledger("writer", writer.identity)
-        track = stack.enter_context(_tracker(config, out, writer))
+        track = stack.enter_context(_tracker(config, data, mined, out, writer, source))
         made = generate(
             pairs, writer, ledger=ledger, budget=config.budget, retry_failed=retry_failed, progress=progress,
             track=track, report=report,
@@ -125,16 +128,16 @@ def generate_set(
                 f"Tokens of the judge: {judged.prompt_tokens} read, {judged.completion_tokens} written; "
                 f"cost {format_number(cost, 4)}.\n"
             )
-    parts = [f"**Failed: {line}; the set was not written.**\n" for line in failed] + parts
-    card = "\n".join([data_card(checked, source, dataset), *parts])
-    atomic_write(beside(out, ".card.md"), card)
-    figures = {**checked.report.to_dict(), "pairs": len(made.examples), "failures": dict(made.failures)}
-    atomic_write(beside(out, ".card.json"), json.dumps(figures, indent=1) + "\n")
-    _refuse(failed, out, config)
-    if both_voices:
-        write_examples(beside(out, ".voices.jsonl"), voices)
-    _write(checked, out)
-    return card
+        parts = [f"**Failed: {line}; the set was not written.**\n" for line in failed] + parts
+        card = "\n".join([data_card(checked, source, dataset), *parts])
+        atomic_write(beside(out, ".card.md"), card)
+        figures = {**checked.report.to_dict(), "pairs": len(made.examples), "failures": dict(made.failures)}
+        atomic_write(beside(out, ".card.json"), json.dumps(figures, indent=1) + "\n")
+        _refuse(failed, out, config)
+        if both_voices:
+            write_examples(beside(out, ".voices.jsonl"), voices)
+        _write(checked, out)
+        return card
 
 
 def preview_set(
@@ -370,29 +373,20 @@ def _voices_part(judge: Judge, counts: Counter[str]) -> str:
     )
 
 
-@contextmanager
-def _tracker(config: GenerateConfig, out: Path, writer: Writer) -> Iterator[Tracker | None]:
-    if config.wandb == "disabled":
-        yield None
-        return
-    import wandb
+def _tracker(
+    config: GenerateConfig, data: Path, mined: Path, out: Path, writer: Writer, source: Sequence[Example]
+) -> AbstractContextManager[Tracker | None]:
+    """Track the writing: what was read, what came out."""
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        run = wandb.init(
-            project=config.project,
-            name=out.stem,
-            dir=out.parent,
-            mode=config.wandb,
-            config={
-                **writer.identity,
-                **{f"budget/{k}": v for k, v in dataclasses.asdict(config.budget).items()},
-            },
-            settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
-        )
-    except wandb.Error as error:
-        raise BackendError(f"wandb: {error}; log in, or take wandb=offline") from None
-    try:
-        yield lambda figures: run.log(dict(figures))
-    finally:
-        run.finish()
+    def artifacts() -> list[Artifact]:
+        return [
+            dataset_artifact(data),
+            set_artifact(mined, source),
+            set_artifact(out, read_examples(out), made=True, mined=str(mined)),
+        ]
+
+    budget = {f"budget/{k}": v for k, v in dataclasses.asdict(config.budget).items()}
+    return tracked_step(
+        config.wandb, project=config.project, job_type="generate", out=out, tags=[writer.name],
+        config={**writer.identity, **budget}, artifacts=artifacts,
+    )  # fmt: skip

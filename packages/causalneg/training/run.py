@@ -16,6 +16,7 @@ import numpy as np
 from causalneg.data import Dataset, Report, passage_key, read_dataset
 from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.exchange import read_training_set
+from causalneg.data.lineage import dataset_artifact, set_artifact
 from causalneg.data.readers import TrainingSetReader, find_reader
 from causalneg.data.schema import Example, Passage
 from causalneg.encoders.models import PACKAGED, hub_commit
@@ -26,7 +27,8 @@ from common.errors import ConfigError, DataError
 from common.files import atomic_write, fingerprint
 from common.ragged import Ragged
 from common.training.record import Record
-from common.training.run import Measured, Task, Training, check_inputs, load_run, train
+from common.training.run import check_inputs, load_run, train
+from common.training.task import Artifact, Measured, Task, Training
 
 if TYPE_CHECKING:
     from causalneg.encoders import Encoder
@@ -219,6 +221,7 @@ class RetrievalTask(Task):
     """
 
     method = "causalneg"
+    samples = "queries"
     display = ("cache", "ladder")
 
     def __init__(
@@ -312,7 +315,9 @@ class RetrievalTask(Task):
         encoder.save(run_dir / "encoder")
         measured = self._test(built.dataset, encoder, run_dir)
         if built.probe is not None and built.untrained is not None:
-            measured.metrics |= _diagnose(built.probe.report(encoder), built.untrained, run_dir)
+            trained = built.probe.report(encoder)
+            measured.metrics |= _diagnose(trained, built.untrained, run_dir)
+            measured.histograms |= _histograms(trained, built.untrained)
         measured.notes |= {
             "documents": len(built.dataset.documents),
             "train_queries": len(training),
@@ -326,6 +331,20 @@ class RetrievalTask(Task):
         """The sizes that decide how much memory a step takes."""
         own = self.config.train
         return f"lower train.batch_size={own.batch_size} or the encoder's sizes, or set train.cached=true"
+
+    def artifacts(self, run_dir: Path) -> list[Artifact]:
+        """The data set and training sets that were read, the encoder that came out."""
+        config, known = self.config, self.inputs()
+        read = [dataset_artifact(config.data, fingerprint=known["data"])]
+        for place, entry in enumerate(config.sets):
+            examples = self._library.examples(entry.path, skip_bad=self._skip_bad, report=None)
+            read.append(set_artifact(entry.path, examples, fingerprint=known[f"sets[{place}].path"]))
+        if config.sets:
+            paths = tuple(dict.fromkeys(entry.path for entry in config.sets))
+            counts = {str(entry.path): entry.count for entry in config.sets}
+            read.append(Artifact(f"{run_dir.name}-training-set", "training-set", paths, facts=counts))
+        made = Artifact(f"{run_dir.name}-encoder", "model", (run_dir / "encoder",), made=True, facts=known)
+        return [*read, made]
 
     def _test(self, dataset: Dataset, encoder: Encoder, run_dir: Path) -> Measured:
         """Evaluate every test split on the corpus and on its mixed-style twin."""
@@ -473,6 +492,15 @@ def _by_gold(one: Evaluation, styled: set[str]) -> dict[str, float | None]:
         chosen = [v for q, v in values.items() if (q in styled) == wanted]
         out[f"{one.split}/ndcg@10/mixed-{name}"] = float(np.mean(chosen)) if chosen else None
     return out
+
+
+def _histograms(trained: SourceReport, untrained: SourceReport) -> dict[str, Any]:
+    """Similarities by source, as trackers keep them."""
+    return {
+        f"{prefix}/similarity/{source}": (counts, one.histogram.edges)
+        for prefix, one in (("diagnosis", trained), ("diagnosis/untrained", untrained))
+        for source, counts in one.histogram.counts.items()
+    }
 
 
 def _diagnose(trained: SourceReport, untrained: SourceReport, run_dir: Path) -> dict[str, float | None]:

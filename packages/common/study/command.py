@@ -53,6 +53,7 @@ def report_options(command: F) -> F:
     options = [
         click.argument("target", metavar="RUN_OR_STUDY"),
         click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write."),
+        click.option("--force", is_flag=True, help="Replace it, whatever it is."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -153,13 +154,14 @@ def report_folder(kind: StudyKind[S, P, R], target: str) -> Path:
     raise DataError(f"{folder}: holds neither a run (record.json) nor a study ({STUDY_FILE}); {hint}")
 
 
-def run_report(kind: StudyKind[S, P, R], *, target: str, out: Path | None) -> int:
+def run_report(kind: StudyKind[S, P, R], *, target: str, out: Path | None, force: bool = False) -> int:
     """Write the page of a run or study, and print where it lies.
 
     Args:
         kind: The method.
         target: Folder of a run or study, or the name or file of a study whose folder is in runs/.
         out: The file; page.html in the folder by default.
+        force: Whether a file that is there and no page is replaced.
 
     Returns:
         Exit code.
@@ -168,12 +170,14 @@ def run_report(kind: StudyKind[S, P, R], *, target: str, out: Path | None) -> in
         UserError: There is no such run or study, or what its runs read has changed.
     """
     from common.config import load
+    from common.files import check_output
     from common.study.kind import Head
-    from common.study.page import PAGE, is_run, run_page, study_page, write_page
+    from common.study.page import PAGE, is_page, is_run, run_page, study_page, write_page
     from common.study.results import complete, resolve, summarise
 
     folder = report_folder(kind, target)
     path = out or folder / PAGE
+    check_output(path, made=is_page, force=force)
     if is_run(folder):
         write_page(run_page(kind, folder, target=path), path)
         click.echo(path)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -20,6 +21,7 @@ import torch
 
 from common.errors import DataError, Interrupted, UserError
 from common.files import atomic_write
+from common.live import Progress, State
 from common.report.tables import format_seconds
 from common.study.plan import RunSpec
 from common.training.record import Record
@@ -195,11 +197,13 @@ def execute(
     total = len(waiting)
     report(f"{total} runs to do, {len(done)} already done")
     failures: list[FailedRun] = []
-    started, finished, clean = time.monotonic(), 0, False
+    clean = False
+    panel = _Panel(unique, done, out)
     slots = [_Slot(worker, out, threads) for _ in range(min(workers, total))]
     try:
+        panel.begin(total)
         for slot in slots:
-            slot.give(waiting.pop(0))
+            panel.give(slot, waiting.pop(0))
         while busy := [slot for slot in slots if slot.spec is not None]:
             ready = connection.wait([slot.pipe for slot in busy])
             for slot in [slot for slot in busy if slot.pipe in ready]:
@@ -208,19 +212,76 @@ def execute(
                     failures.append(FailedRun(spec, message))
                 elif spec is not None:
                     tidy(out / spec.key)
-                finished += 1
-                seconds = time.monotonic() - started
-                left = format_seconds(seconds / finished * (total - finished))
-                word = f"FAILED: {message}" if message else "done"
-                report(f"[{finished}/{total}] {spec.key if spec else ''} {word}; {left} left")
+                if spec is not None:
+                    panel.ended(spec, message, report)
                 slot.spec = None
                 if not slot.process.is_alive() and waiting:
                     slot.end(gently=False)
                     slots[slots.index(slot)] = slot = _Slot(worker, out, threads)
                 if waiting:
-                    slot.give(waiting.pop(0))
+                    panel.give(slot, waiting.pop(0))
         clean = True
+    except (KeyboardInterrupt, Interrupted) as stopped:
+        signum = stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
+        kept = f"{panel.finished} of {total} runs ended, the others keep their last checkpoint"
+        raise Interrupted(signum, f"{kept}; run the same command again to go on") from None
     finally:
+        panel.close()
         for slot in slots:
             slot.end(gently=clean)
     return failures
+
+
+class _Panel:
+    """What is seen of a study while it runs: on a terminal the grid of its runs, elsewhere a line for each.
+
+    Args:
+        plan: All runs, each once.
+        done: Keys of those that are done already.
+        out: The folder of the study.
+    """
+
+    def __init__(self, plan: Sequence[RunSpec], done: set[str], out: Path) -> None:
+        self._plan = plan
+        self._states: dict[str, State] = {s.key: "done" if s.key in done else "waiting" for s in plan}
+        self._seeds = sorted({spec.seed for spec in plan})
+        self._progress = Progress(f"study {out.name}", shown=sys.stderr.isatty())
+        self._total = self.finished = 0
+        self._started = time.monotonic()
+
+    def begin(self, total: int) -> None:
+        self._total = total
+        self._progress.__enter__()
+        self._progress.stage("runs", total=total, unit="runs")
+
+    def close(self) -> None:
+        self._progress.__exit__(None, None, None)
+
+    def give(self, slot: _Slot, spec: RunSpec) -> None:
+        slot.give(spec)
+        self._note(spec, "running")
+
+    def ended(self, spec: RunSpec, message: str, report: Callable[[str], None]) -> None:
+        """Note how a run ended; a failure is said in any case."""
+        self.finished += 1
+        self._note(spec, "failed" if message else "done")
+        seconds = time.monotonic() - self._started
+        left = format_seconds(seconds / self.finished * (self._total - self.finished))
+        word = f"FAILED: {message}" if message else "done"
+        line = f"[{self.finished}/{self._total}] {spec.key} {word}; {left} left"
+        if not self._progress.live:
+            report(line)
+        elif message:
+            self._progress.report(line)
+        self._progress.at(self.finished)
+
+    def _note(self, spec: RunSpec, state: State) -> None:
+        self._states[spec.key] = state
+        counts = Counter(self._states.values())
+        self._progress.show({name: str(counts[name]) for name in ("done", "running", "failed", "waiting")})
+        rows: dict[str, list[State | None]] = {}
+        for one in self._plan:
+            name = " ".join(part for part in (one.backbone, one.arm, one.tag) if part)
+            row = rows.setdefault(name, [None] * len(self._seeds))
+            row[self._seeds.index(one.seed)] = self._states[one.key]
+        self._progress.grid([str(seed) for seed in self._seeds], rows)

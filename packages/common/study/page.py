@@ -225,8 +225,8 @@ def run_page(kind: StudyKind[S, P, R], folder: Path, *, target: Path | None = No
     record = run.record
     missing = [f"{name} has no value: {reason}." for name, reason in record.reasons.items()]
     if record.complete:
-        answer = [f"Finished on {record.finished} after {format_seconds(record.wall_seconds or 0.0)}."]
-        answer += _headline(kind, record)
+        answer = _headline(kind, record)
+        answer.append(f"Finished on {record.finished} after {format_seconds(record.wall_seconds or 0.0)}.")
     else:
         answer = ["This run is not finished."]
         missing = ["No metrics: they are measured at the end of the run.", *missing]
@@ -302,6 +302,16 @@ def _files(folder: Path) -> list[str]:
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
     return (folder / "record.json").is_file() and (folder / "config.yaml").is_file()
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page like those that are written here.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as file:
+        return b'<meta name="digest"' in file.read(1_000)
 
 
 def write_page(text: str, path: Path) -> Path:

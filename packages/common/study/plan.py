@@ -44,6 +44,7 @@ class RunSpec:
         seed: Seed.
         tag: ``""`` in the main matrix, otherwise the sweep and its values: ``"sweep:max_length=20"``.
         config: The settings it is run with, nested.
+        study: Name of the study.
     """
 
     key: str
@@ -52,12 +53,14 @@ class RunSpec:
     seed: int
     tag: str
     config: dict[str, Any]
+    study: str = ""
 
     @property
     def hash(self) -> str:
         """Hash of everything that decides the result; a finished run with another hash is run again."""
         names = {"backbone": self.backbone, "arm": self.arm, "seed": self.seed}
-        return config.config_hash({**names, "config": self.config})
+        decides = {key: value for key, value in self.config.items() if key != "tracking"}
+        return config.config_hash({**names, "config": decides})
 
 
 @dataclass
@@ -174,7 +177,7 @@ class Study:
         settings = nested(
             self.base, self.per_backbone.get(backbone, {}), self.arms[arm], extra.overrides, varied
         )
-        return RunSpec(key, backbone, arm, seed, tag, settings)
+        return RunSpec(key, backbone, arm, seed, tag, settings, self.name)
 
 
 def nested(*settings: Mapping[str, Any]) -> dict[str, Any]:

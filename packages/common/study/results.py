@@ -72,8 +72,17 @@ def complete(resolved: Sequence[Resolved], fingerprint: Callable[[Any], str]) ->
 
 
 def settings_of(spec: RunSpec) -> dict[str, Any]:
-    """The settings of a completed run, for a worker to load its config from."""
-    return {key: value for key, value in spec.config.items() if key != "data_fingerprint"}
+    """The settings of a completed run, for a worker to load its config from.
+
+    Where it is tracked its group is the study, and its tags say which run of the study it is.
+    """
+    own = {key: value for key, value in spec.config.items() if key != "data_fingerprint"}
+    tracking = own.get("tracking") or {}
+    named = [spec.study, spec.backbone, spec.arm, *([spec.tag] if spec.tag else [])]
+    tags = dict.fromkeys([*tracking.get("tags", []), *(name for name in named if name)])
+    return own | {
+        "tracking": {**tracking, "group": tracking.get("group") or spec.study or None, "tags": list(tags)}
+    }
 
 
 def write_results(

@@ -1,10 +1,9 @@
-"""What happens around each step of a training: seeds, counts, logs, verdicts, signals."""
+"""What happens around each step of a training: seeds, counts, verdicts, signals."""
 
 from __future__ import annotations
 
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +12,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from common.errors import ConfigError, DivergedError, Interrupted, suggest
 from common.metrics.direction import direction
-from common.training.tracking import Console
-
-CONSOLE_SECONDS = 30.0
-"""Seconds between lines with training metrics on the console, beside the first and the last of an epoch."""
 
 
 def batch_size(batch: Any) -> int:
@@ -158,55 +152,6 @@ class Meter(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Count an epoch."""
         self.epochs, self.batches = self.epochs + 1, 0
-
-
-class StepLog(Callback):
-    """Hands training metrics to the loggers, always at the first and the last step of an epoch.
-
-    Lightning does so behind the callbacks of a step, where a kill between checkpoint and row would lose the
-    row.
-
-    Args:
-        every: Optimiser steps between two rows.
-        meter: Knows the batches of the epoch.
-    """
-
-    def __init__(self, every: int, meter: Meter) -> None:
-        self._every, self._meter = every, meter
-        self._seen = 0
-        self._shown = -math.inf
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Count from here."""
-        self._seen = trainer.global_step
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget the metrics of the epoch before."""
-        trainer.logged_metrics.clear()
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget those of a validation inside an epoch, too: its row is written."""
-        if not trainer.is_last_batch:
-            trainer.logged_metrics.clear()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log, where it is time."""
-        step, stepped = trainer.global_step, trainer.global_step > self._seen
-        self._seen = step
-        first = self._meter.batches <= trainer.accumulate_grad_batches
-        edge = first or trainer.is_last_batch or trainer.should_stop
-        if not stepped or not (edge or step % self._every == 0):
-            return
-        metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
-        now = time.monotonic()
-        show = edge or now - self._shown >= CONSOLE_SECONDS
-        if metrics:
-            self._shown = now if show else self._shown
-            for logger in trainer.loggers:
-                if show or not isinstance(logger, Console):
-                    logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step - 1)
 
 
 class Divergence(Callback):
@@ -365,31 +310,3 @@ class Plateau(Callback):
                 f"monitor: validation did not log '{name}'{suggest(name, metrics)} (logged: {there})"
             )
         return float(trainer.strategy.broadcast(float(metrics[name])))
-
-
-class Bar(TQDMProgressBar):
-    """One bar for the training batches; validation shows its metrics as a line instead."""
-
-    def init_train_tqdm(self) -> Tqdm:
-        """The bar of an epoch, on standard error: standard output carries results only."""
-        return Tqdm(
-            desc=self.train_description,
-            disable=self.is_disabled,
-            leave=False,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            smoothing=0,
-            bar_format=self.BAR_FORMAT,
-        )
-
-    def init_validation_tqdm(self) -> Tqdm:
-        """No bar."""
-        return Tqdm(disable=True)
-
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """The metrics beside the bar."""
-        return {
-            name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"
-        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le
 from common.errors import ConfigError
 from common.metrics.direction import direction
 
-WandbMode = Literal["offline", "online", "disabled"]
+WandbMode = Literal["auto", "offline", "online", "disabled"]
 
 RENAMED = {
     "fit.mode": "gone: the metric that fit.monitor names decides whether more or less of it is better",
@@ -42,7 +42,7 @@ class FitConfig:
         checkpoint_minutes: Minutes between checkpoints inside an epoch; 0 for none by time.
         log_every: Optimiser steps between logged training metrics; the first and the last of an epoch always
             are.
-        progress: Whether to show metrics, and a bar where standard error is a terminal.
+        progress: Whether to show how far it is: a panel on a terminal, elsewhere lines.
         deterministic: Whether operations without a deterministic form are refused.
 
     Raises:
@@ -85,14 +85,23 @@ class TrackingConfig:
     """Where the metrics of a run go besides its folder.
 
     Args:
-        wandb: W&B ``offline`` (files in the run folder), ``online``, or ``disabled``.
+        wandb: W&B ``offline`` (files in the run folder), ``online``, ``disabled``, or ``auto``: online where
+            WANDB_API_KEY is set, else offline.
         project: W&B project; null takes the name of the method.
-        group: W&B group.
+        entity: W&B user or team that the project belongs to; null takes the one that the key is of.
+        group: W&B group; the runs of a study take its name.
+        job_type: W&B job type.
+        tags: W&B tags beside those that every run has: what it trains, and its seed.
+        upload: Whether models and data are sent, too; else W&B keeps where they lie and their checksums.
     """
 
-    wandb: WandbMode = "offline"
+    wandb: WandbMode = "auto"
     project: str | None = None
+    entity: str | None = None
     group: str | None = None
+    job_type: str = "train"
+    tags: list[str] = field(default_factory=list)
+    upload: bool = False
 
 
 @runtime_checkable
@@ -134,6 +143,7 @@ def mistakes(config: RunSettings) -> list[str]:
     wrong = []
     if not 0 <= config.seed < 2**32:
         wrong.append(f"seed: must be from 0 to {2**32 - 1}, got {config.seed}")
-    if config.name is not None and (not config.name or {".", ".."} & set(config.name.split("/"))):
+    parts = set() if config.name is None else set(config.name.split("/"))
+    if parts & {"", ".", ".."}:
         wrong.append(f"name: must be the name of a new folder, got '{config.name}'")
     return wrong

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from lightning.pytorch.loggers import Logger
 
 from common.cli import report
 from common.errors import ConfigError, DataError
-from common.training.callbacks import Bar, Divergence, Meter, Plateau, Reseed, Signals, StepLog
+from common.training.callbacks import Divergence, Meter, Plateau, Reseed, Signals
 from common.training.checkpoint import RESUMABLE, Checkpoints, best_checkpoint, checkpoints, load_checkpoint
 from common.training.config import FitConfig
-from common.training.tracking import begin_at
+from common.training.step_log import Panel, StepLog
+from common.training.tracking import Shown, begin_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _trainer(
-    config: FitConfig, run_dir: Path, callbacks: list[Callback], loggers: Sequence[Logger], *, bar: bool
+    config: FitConfig, run_dir: Path, callbacks: list[Callback], loggers: Sequence[Logger]
 ) -> L.Trainer:
     try:
         return L.Trainer(
@@ -96,7 +96,7 @@ def _trainer(
             log_every_n_steps=0,
             deterministic=config.deterministic,
             num_sanity_val_steps=0,
-            enable_progress_bar=bar,
+            enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=True,
             use_distributed_sampler=False,
@@ -180,20 +180,23 @@ def fit(
         complete = meter.epochs >= config.epochs or plateau.stopped or enough_steps
         wall_seconds = content["callbacks"][meter.state_key]["wall_seconds"]
         del content
+    begin_at(loggers, step)
     if not complete:
-        begin_at(loggers, step)
         own: list[Callback] = [
             Reseed(seed),
             meter,
-            StepLog(config.log_every, meter),
+            StepLog(config.log_every, meter, config.max_steps),
             divergence,
             plateau,
             saving,
         ]
-        shown = config.progress and sys.stderr.isatty()
-        bar: list[Callback] = [Bar(leave=False)] if shown else []
+        panels: list[Callback] = [
+            Panel(logger, meter=meter, plateau=plateau, max_steps=config.max_steps, monitor=config.monitor)
+            for logger in loggers
+            if isinstance(logger, Shown)
+        ]
         with _quiet(), signals:
-            trainer = _trainer(config, run_dir, [*own, *bar, *callbacks], loggers, bar=shown)
+            trainer = _trainer(config, run_dir, [*own, *panels, *callbacks], loggers)
             L.seed_everything(seed, verbose=False)
             trainer.fit(
                 module,

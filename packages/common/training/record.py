@@ -21,6 +21,7 @@ from common.config import config_hash, to_dict
 from common.errors import DataError
 from common.files import atomic_write
 from common.machine import hardware, peak_memory, versions
+from common.redact import redact_arguments
 
 
 def _git(*arguments: str) -> str | None:
@@ -57,7 +58,7 @@ class Record:
         config: The resolved config.
         identity: Hash of everything that decides the result: settings, and the content of what is read.
         inputs: Fingerprint of everything that the run reads, by the dotted key that names it.
-        command: The command line.
+        command: The command line, without what looks like a secret.
         commit: Commit of the checkout; None outside a checkout.
         dirty: Whether tracked files differed from the commit.
         seed: Seed of the run; None when it has none.
@@ -116,7 +117,7 @@ class Record:
             config=to_dict(config),
             identity=identity or config_hash({"config": to_dict(config), "inputs": dict(inputs or {})}),
             inputs=dict(inputs or {}),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join([Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])]),
             commit=head,
             dirty=dirty,
             seed=seed,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import signal
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,12 +17,14 @@ from common.cli import report
 from common.config import config_hash, load, save, to_dict
 from common.errors import ConfigError, DataError, Interrupted, UserError
 from common.files import locked
+from common.live import Progress
 from common.machine import keep_freed_memory, out_of_memory
-from common.training.config import RunSettings, mistakes
+from common.training.config import mistakes
 from common.training.record import Record
+from common.training.task import Measured, Task, Training
+from common.training.wandb_mode import tracking_mistakes
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a finished run is shown without it
-    import lightning as L
     from lightning.pytorch.loggers import Logger
 
     from common.training.fit import FitResult
@@ -36,92 +38,6 @@ DISPLAY = (
     *("fit.checkpoint_steps", "fit.checkpoint_minutes"),
 )
 """Settings of every method that decide nothing but where things lie and what is shown or kept on the way."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained.
-
-    Args:
-        module: The Lightning module, its weights drawn.
-        data: The data module.
-        parameters: Trainable parameters.
-    """
-
-    module: L.LightningModule
-    data: L.LightningDataModule
-    parameters: int
-
-
-@dataclass
-class Measured:
-    """What an evaluation found.
-
-    Args:
-        metrics: Every metric; None where it has no value.
-        reasons: Why a metric has no value, by its name.
-        notes: Anything else worth keeping, as JSON values.
-    """
-
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-class Task(ABC):
-    """A training of one method, as the lifecycle sees it.
-
-    A task opens nothing before :meth:`build` is called; the lifecycle asks for :meth:`inputs` first, and
-    where the run is finished for nothing else.
-    """
-
-    method: str
-    """Name of the method: its command, and its W&B project."""
-
-    display: tuple[str, ...] = ()
-    """Settings of the method that decide no result, by dotted key, beside :data:`DISPLAY`."""
-
-    extendable: tuple[str, ...] = ()
-    """Settings that a run may be gone on with in another form; they are no part of its identity."""
-
-    @property
-    @abstractmethod
-    def config(self) -> RunSettings:
-        """The settings."""
-
-    @abstractmethod
-    def inputs(self) -> dict[str, str]:
-        """Fingerprint of the content of everything that the run reads, by the dotted key that names it.
-
-        Must not take much longer than reading the files once.
-
-        Raises:
-            DataError: Something is missing.
-        """
-
-    @abstractmethod
-    def label(self) -> str:
-        """The readable part of the name of a run that the settings do not name."""
-
-    @abstractmethod
-    def build(self, run_dir: Path) -> Training:
-        """Open the data and make the module, its weights drawn from the seed.
-
-        Args:
-            run_dir: The run folder.
-        """
-
-    @abstractmethod
-    def evaluate(self, run_dir: Path) -> Measured:
-        """Measure the trained module that :meth:`build` made, and leave what belongs to it in the run folder.
-
-        Args:
-            run_dir: The run folder.
-        """
-
-    def advice(self) -> str:
-        """What to do where memory does not suffice."""
-        return "lower train.batch_size"
 
 
 @dataclass(frozen=True)
@@ -240,6 +156,7 @@ def train(task: Task, folder: Path | None = None, *, replace: bool = False) -> R
         before = None
     if before is not None:
         return Run(folder, before, trained=False)
+    ConfigError.raise_if(tracking_mistakes(task.config.tracking))
     with redirect_stdout(sys.stderr):
         if _rank():
             _fit(task, folder, task.build(folder), [])
@@ -314,20 +231,35 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _run(task: Task, folder: Path, identity: Identity) -> Record:
     """Begin, fit, evaluate, finish."""
+    config = task.config
+    with Progress(folder.name, shown=config.fit.progress) as progress:
+        progress.stage("read data, build the model")
+        record = Record.start(config=config, seed=config.seed, inputs=identity.inputs, identity=identity.hash)
+        keep_freed_memory()
+        training = task.build(folder)
+        record.parameters = training.parameters
+        record.save(folder / RECORD_FILE)
+        save(config, folder / CONFIG_FILE)
+        return _tracked(task, folder, record, training, progress)
+
+
+def _tracked(task: Task, folder: Path, record: Record, training: Training, progress: Progress) -> Record:
+    """Fit, evaluate, finish, with loggers that end however this ends."""
     from common.training.tracking import close, loggers
 
     config = task.config
-    record = Record.start(config=config, seed=config.seed, inputs=identity.inputs, identity=identity.hash)
-    keep_freed_memory()
-    training = task.build(folder)
-    record.parameters = training.parameters
-    record.save(folder / RECORD_FILE)
-    save(config, folder / CONFIG_FILE)
     outlets = loggers(
-        folder, config.tracking, project=task.method, resolved=config, console=config.fit.progress
+        folder,
+        config.tracking,
+        project=task.method,
+        resolved=config,
+        tags=[*task.tags(), f"seed-{config.seed}"],
+        progress=progress if config.fit.progress else None,
+        samples=task.samples,
     )
     try:
         trained = _fit(task, folder, training, outlets)
+        progress.stage("evaluate")
         measured = _evaluate(task, folder)
     except BaseException:
         close(outlets, finished=False)
@@ -340,7 +272,8 @@ def _run(task: Task, folder: Path, identity: Identity) -> Record:
         "train_samples_per_second": trained.samples_per_second,
     }
     record.finish(measured.metrics, measured.reasons)
-    close(outlets, record.metrics)
+    measured = dataclasses.replace(measured, metrics=record.metrics, reasons=record.reasons)
+    close(outlets, measured, task.artifacts(folder))
     record.save(folder / RECORD_FILE)
     return record
 

@@ -24,6 +24,9 @@ Kind = Literal["categorical", "list", "vector", "time"]
 RESERVED: dict[str, Source] = {"item_id": "item", "user_id": "user"}
 """Features without a file of their own: their value is the item index, the user index."""
 
+UNLABELLED = "unlabelled"
+"""Note of a data set that lists the splits whose labels are not known, and stand as 0."""
+
 ROW_COLUMNS: dict[str, type[np.generic]] = {
     "user": np.int32,
     "item": np.int32,

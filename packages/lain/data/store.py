@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ from numpy.typing import DTypeLike
 
 from common.errors import DataError, suggest
 from common.ragged import Ragged
-from lain.data.schema import FOLDERS, READABLE, RESERVED, ROW_COLUMNS, Feature, file_stem
+from lain.data.schema import FOLDERS, READABLE, RESERVED, ROW_COLUMNS, UNLABELLED, Feature, file_stem
 
 _CHUNK_BYTES = 1 << 22
+_SMALL_BYTES = 1 << 20
+"""Files up to this size are compared with their checksums whenever a store is opened."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Split:
         context: Context features by name.
         probability: True click probability, where the world that made the rows knows it.
         start: The first stored behaviour that belongs to the row's history; None: 0 everywhere.
+        labelled: Whether the labels are known; where not they are 0.
     """
 
     user: Int[np.ndarray, " rows"]
@@ -61,6 +64,7 @@ class Split:
     context: dict[str, Shaped[np.ndarray, "rows ..."]]
     probability: Float[np.ndarray, " rows"] | None = None
     start: Int[np.ndarray, " rows"] | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -73,7 +77,7 @@ def _load(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; prepare the data again") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # broken bytes raise anything
         raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         found, wanted = f"{array.dtype}{list(array.shape)}", f"{np.dtype(dtype)}{list(shape)}"
@@ -117,10 +121,14 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Memory-map a store; types and shapes of all its files are checked, values are not read.
+        """Memory-map a store; what can be checked of it without reading it all is checked.
+
+        That are dataset.json, the sizes, types and shapes of all files, and the content of small ones.
+        :meth:`verify` reads everything.
 
         Raises:
-            DataError: There is no store at the path, or a part is missing, cut off or of another shape.
+            DataError: There is no store at the path, or a part is missing, cut off, changed or of another
+                shape.
         """
         about = _read_about(path)
         features = tuple(Feature(**feature) for feature in about["features"])
@@ -160,6 +168,7 @@ class Store:
         )
         for split in store.splits:
             store.split(split)
+        _check_files(path, about.get("files", {}))
         return store
 
     def split(self, name: str) -> Split:
@@ -182,7 +191,8 @@ class Store:
         probability = _load(folder / "probability.npy", np.float32, (rows,)) if known else None
         windowed = (folder / "start.npy").exists()
         start = _load(folder / "start.npy", np.int32, (rows,)) if windowed else None
-        return Split(**columns, context=context, probability=probability, start=start)
+        labelled = name not in self.notes.get(UNLABELLED, ())
+        return Split(**columns, context=context, probability=probability, start=start, labelled=labelled)
 
     def column(self, name: str) -> Feature:
         """One of the columns of the behaviours.
@@ -227,7 +237,61 @@ def _read_about(path: Path) -> dict[str, Any]:
         readable = " and ".join(map(str, READABLE))
         raise DataError(f"{file}: version {about['version']}, this program reads versions {readable}; "
                         "prepare the data again")  # fmt: skip
+    if "checksum" in about and about["checksum"] != _checksum(about):
+        raise DataError(f"{file}: was changed after it was made; prepare the data again")
     return {"vocabularies": [], **about}
+
+
+def sealed(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``dataset.json`` says of a store, with all that shows later whether something was changed.
+
+    Args:
+        folder: The store, all of its files written.
+        about: Everything else that ``dataset.json`` says.
+    """
+    features = [Feature(**feature) for feature in about["features"]]
+    schema = schema_text(features, about["num_items"], about["num_users"], about["splits"])
+    whole = {**about, "fingerprint": fingerprint(folder, schema), "files": _file_sums(folder)}
+    return {**whole, "checksum": _checksum(whole)}
+
+
+def _checksum(about: Mapping[str, Any]) -> str:
+    """What tells two contents of ``dataset.json`` apart, but for the checksum itself in it."""
+    rest = {key: value for key, value in about.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_sums(folder: Path) -> dict[str, list[Any]]:
+    """Size of every file of a store, and the checksum of its content if it is small, by its path inside."""
+    found = {}
+    for file in _content(folder):
+        size = file.stat().st_size
+        content = _digest(file) if size <= _SMALL_BYTES else None
+        found[file.relative_to(folder).as_posix()] = [size, content]
+    return dict(sorted(found.items()))
+
+
+def _check_files(folder: Path, sums: Mapping[str, Sequence[Any]]) -> None:
+    """Compare sizes and the content of small files with what :func:`_file_sums` found when they were made."""
+    wrong = []
+    for name, (size, content) in sums.items():
+        file = folder / name
+        try:
+            now = file.stat().st_size
+            same = now == size and (content is None or content == _digest(file))
+        except OSError as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            wrong.append(f"{file}: {what}; prepare the data again")
+            continue
+        if now != size:
+            wrong.append(f"{file}: has {now} bytes instead of {size}; prepare the data again")
+        elif not same:
+            wrong.append(f"{file}: was changed after it was made; prepare the data again")
+    DataError.raise_if(wrong)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def vocabulary_path(folder: Path, name: str) -> Path:

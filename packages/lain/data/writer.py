@@ -18,7 +18,7 @@ from common.errors import DataError, describe_os_error
 from common.files import atomic_folder
 from common.ragged import Ragged
 from lain.data.schema import FOLDERS, RESERVED, ROW_COLUMNS, VERSION, Feature, Source, check_names
-from lain.data.store import fingerprint, schema_text, vocabulary_path
+from lain.data.store import sealed, vocabulary_path
 
 
 class ArrayWriter:
@@ -363,11 +363,9 @@ class StoreWriter:
         self._complete()
         features = tuple(self._measured(feature) for feature in self.features)
         splits = {name: split.rows for name, split in self._splits.items()}
-        schema = schema_text(features, self.num_items, self.num_users, splits)
         about = {
             "version": VERSION,
             "name": self.name,
-            "fingerprint": fingerprint(self.folder, schema),
             "num_items": self.num_items,
             "num_users": self.num_users,
             "features": [asdict(feature) for feature in features],
@@ -375,7 +373,7 @@ class StoreWriter:
             "vocabularies": self._vocabularies,
             "notes": self.notes,
         }
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(sealed(self.folder, about), indent=2, ensure_ascii=False) + "\n"
         (self.folder / "dataset.json").write_text(text, encoding="utf-8")
 
     def _complete(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from common.errors import DataError
 from common.files import atomic_path
 from common.metrics.ctr import Metrics, ctr_metrics
 from lain.data.batch import Batch
@@ -29,6 +30,19 @@ def truth_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-truth{path.suffix}")
 
 
+def is_predictions(path: Path) -> bool:
+    """Whether a file is one of predictions, which others may replace.
+
+    Args:
+        path: The file.
+    """
+    try:
+        names = pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
+    return {"user", "item", "length", "score"} <= set(names) <= set(COLUMNS)
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """One row per impression, in the split's order.
@@ -41,6 +55,7 @@ class Predictions:
         score: Predicted click probability.
         probability: True click probability, where the world knows it.
         milliseconds: Time per impression that the model took, without loading.
+        labelled: Whether the labels are known.
     """
 
     user: NDArray[np.int32]
@@ -50,13 +65,14 @@ class Predictions:
     score: Float[np.ndarray, " rows"]
     probability: Float[np.ndarray, " rows"] | None = None
     milliseconds: float = float("nan")
+    labelled: bool = True
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file, whole or not at all: user, item, length, label, score.
+        """Write a Parquet file, whole or not at all: user, item, length, label where it is known, score.
 
         The true probability, where it is known, goes into a file beside it (:func:`truth_path`).
         """
-        columns = {name: np.asarray(getattr(self, name)) for name in COLUMNS}
+        columns = {c: np.asarray(getattr(self, c)) for c in COLUMNS if self.labelled or c != "label"}
         with atomic_path(path) as temporary:
             pq.write_table(pa.table(columns), temporary)
         if self.probability is not None:
@@ -64,7 +80,13 @@ class Predictions:
                 pq.write_table(pa.table({"probability": np.asarray(self.probability)}), temporary)
 
     def metrics(self, buckets: Iterable[tuple[int, int | None]]) -> Metrics:
-        """All metrics, whole and per bucket of true length."""
+        """All metrics, whole and per bucket of true length.
+
+        Raises:
+            DataError: The labels are not known.
+        """
+        if not self.labelled:
+            raise DataError("these rows have no labels to compare scores with; `lain predict` scores them")
         return ctr_metrics(
             label=self.label,
             score=self.score,
@@ -103,4 +125,5 @@ def predict(model: CTRModel, batches: Iterable[Batch], split: Split) -> Predicti
         score=score,
         probability=None if split.probability is None else np.asarray(split.probability),
         milliseconds=1e3 * seconds / max(len(split), 1),
+        labelled=split.labelled,
     )

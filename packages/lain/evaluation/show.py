@@ -52,11 +52,11 @@ def data_page(path: Path, *, buckets: Sequence[Bucket] = DEFAULT_BUCKETS) -> Pag
     over_time = _over_time(store)
     if over_time is None:
         missing.append("No click rate over time: the rows have no time.")
-    sections = [_about(store), _lengths(store), _clicks(store, buckets)]
+    sections = [_lengths(store), _clicks(store, buckets)]
     sections += [over_time] if over_time is not None else []
     if TRAIN in store.splits:
         sections += [_popularity(store), _new(store)]
-    sections.append(_leaks(store))
+    sections += [_leaks(store), _about(store)]
     return Page(
         "CTR data", store.name, f"What is in {path}?", _answer(store), missing, sections, store.fingerprint
     )
@@ -75,11 +75,11 @@ def _answer(store: Store) -> list[str]:
         users, rows_of = np.unique(np.asarray(split.user), return_counts=True)
         longest = np.zeros(store.num_users, dtype=np.int64)
         np.maximum.at(longest, split.user, length)
-        short = longest[users] < 100
+        short, clicks = longest[users] < 100, float((np.asarray(split.label) == 1).sum())
         found.append(
             f"{_percent(float(short.sum()), len(users))} of the users with training rows have fewer than 100 "
-            f"behaviours and give {_percent(float(rows_of[short].sum()), len(split))} of the training rows; "
-            f"{_percent(float((np.asarray(split.label) == 1).sum()), len(split))} of these are clicks."
+            f"behaviours and give {_percent(float(rows_of[short].sum()), len(split))} of these rows. "
+            f"{_percent(clicks, len(split))} of the training rows are clicks."
         )
     return found
 

@@ -87,6 +87,8 @@ def prepare(
     """
     if isinstance(format, str):
         format = read_component(FORMATS, {"name": format, **settings}, "format")
+    if out.resolve() in (source.resolve(), *source.resolve().parents) and out.exists():
+        raise ConfigError(f"{out}: holds {source}, which is read; write to another folder")
     write = FORMATS[format.name]
     notices = write(source=source, out=out, progress=Progress(progress), **format.options)
     for notice in (*notices, *leaks(out)):

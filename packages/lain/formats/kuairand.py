@@ -383,7 +383,7 @@ def _item_features(videos: Any) -> tuple[list[Feature], dict[str, np.ndarray]]:
         tables[column] = encode(videos[column], words)
         features.append(Feature(column, "item", "categorical", len(words) + 1))
 
-    milliseconds = videos["video_duration"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    milliseconds = videos["video_duration"].cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
     known = np.isfinite(milliseconds)
     tables["duration"] = _bucket(np.where(known, milliseconds, 0) / 1000, DURATION_EDGES, known)
     features.append(Feature("duration", "item", "categorical", len(DURATION_EDGES) + 2))

@@ -1,6 +1,7 @@
 """The reczoo "x2" layout: Parquet files of already encoded integers, one whole sequence per user.
 
-``train.parquet``, ``valid.parquet`` (may be missing), ``test.parquet``: one row per impression.
+``train.parquet``, ``valid.parquet``, ``test.parquet``: one row per impression. Rows to score are
+``test.parquet`` alone, which may lack the column of labels.
 ``user_info.parquet``: one row per user, the row number being the user index, with the user's whole
 sequence of items in time order; a row's history is its first ``seq_len`` items.
 ``item_info.parquet``: one row per item, the row number being the item index; row 0 is the padding item.
@@ -39,10 +40,11 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Int, Shaped
 
+from common.cli import report
 from common.config import load
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, nearest
 from common.ragged import Ragged
-from lain.data.schema import RESERVED, Feature, Kind, Source
+from lain.data.schema import RESERVED, UNLABELLED, Feature, Kind, Source
 from lain.data.writer import ArrayWriter, StoreWriter
 from lain.formats.tables import (
     Mistakes,
@@ -56,7 +58,7 @@ from lain.formats.tables import (
     require_files,
 )
 
-FILES = ("train.parquet", "test.parquet", "user_info.parquet", "item_info.parquet")
+FILES = ("test.parquet", "user_info.parquet", "item_info.parquet")
 SPLITS = ("train", "valid", "test")
 _VALUES_AT_ONCE = 1 << 20
 
@@ -151,6 +153,14 @@ class _Source:
     features: tuple[Feature, ...]
     mistakes: Mistakes
 
+    @property
+    def unlabelled(self) -> list[str]:
+        """The split of rows to be scored alone, if it has no labels; a name misspelt is none of these."""
+        label, train, test = self.schema.columns.label, self.splits.get("train"), self.splits.get("test")
+        if test is None or label in test.types or nearest(label, test.types) is not None:
+            return []
+        return ["test"] if train is None or label in train.types else []
+
     def column(self, feature: Feature) -> str:
         """The column that a feature comes from."""
         return self.schema.features[feature.name].column or feature.name
@@ -182,7 +192,7 @@ def prepare_reczoo(source: Path, out: Path, progress: Progress, *, schema: Path 
         features=opened.features,
         num_items=opened.items.rows,
         num_users=opened.users.rows,
-        notes={"format": "reczoo", "label": described.columns.label},
+        notes={"format": "reczoo", "label": described.columns.label, UNLABELLED: opened.unlabelled},
     )
     with writer as store:
         with opened.mistakes.noted():
@@ -193,6 +203,13 @@ def prepare_reczoo(source: Path, out: Path, progress: Progress, *, schema: Path 
             with opened.mistakes.noted():
                 _write_split(opened, store, name, sequence)
         opened.mistakes.raise_all()
+    if "train" not in opened.splits:
+        report(f"note: {source} has no train.parquet: {out} can be scored by a run, and not be trained on")
+    for name in opened.unlabelled:
+        label = described.columns.label
+        report(
+            f"note: {source / name}.parquet has no column '{label}': its rows can be scored, not evaluated"
+        )
     return []
 
 
@@ -225,12 +242,14 @@ def _open(source: Path, schema: Schema, progress: Progress) -> _Source:
     columns = schema.columns
     readable = [items.require(columns.item, is_whole, "whole numbers")]
     readable.append(users.require(columns.history, is_whole_list, "lists of whole numbers"))
+    unlabelled = _Source(schema, items, users, splits, (), mistakes).unlabelled
     sound = []
     for name, split in splits.items():
         there = [
             split.require(c, is_whole, "whole numbers") for c in (columns.user, columns.item, columns.length)
         ]
-        there.append(split.require(columns.label, is_number, "0 and 1"))
+        if name not in unlabelled:
+            there.append(split.require(columns.label, is_number, "0 and 1"))
         if all(there):
             sound.append(name)
     kinds = {
@@ -394,7 +413,8 @@ def _write_split(opened: _Source, store: StoreWriter, name: str, sequence: Int[n
 def _rows(opened: _Source, name: str, sequence: Int[np.ndarray, " users"]) -> Iterator[dict[str, Any]]:
     """The rows of a split in pieces, as :meth:`SplitWriter.append` takes them; mistakes are noted."""
     table, columns, features = opened.splits[name], opened.schema.columns, opened.of("context")
-    wanted = [columns.user, columns.item, columns.length, columns.label]
+    labelled = name not in opened.unlabelled
+    wanted = [columns.user, columns.item, columns.length, *([columns.label] if labelled else [])]
     wanted.extend(opened.column(feature) for feature in features)
     for first, piece in table.pieces(wanted, _rows_at_once(features)):
         user = table.integers(columns.user, piece.column(columns.user), first, 0, len(sequence) - 1)
@@ -403,7 +423,9 @@ def _rows(opened: _Source, name: str, sequence: Int[np.ndarray, " users"]) -> It
         stored = sequence[user]
         line = "{} is beyond the user's sequence of {} items"
         opened.mistakes.check(length > stored, table, columns.length, first, line, length, stored)
-        label = table.labels(columns.label, piece.column(columns.label), first)
+        label = np.zeros(len(user), dtype=np.uint8)
+        if labelled:
+            label = table.labels(columns.label, piece.column(columns.label), first)
         context = {
             feature.name: _values(
                 table, feature, opened.column(feature), piece.column(opened.column(feature)), first

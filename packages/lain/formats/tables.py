@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,17 +172,26 @@ class Table:
         self.rows = 0
         self.types: dict[str, pa.DataType] = {}
         self.sound: list[str] = []
+        self._ambiguous: set[str] = set()
         if not path.is_file():
             return
         try:
             self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
             self.rows = self._file.metadata.num_rows
-            self.types = {f.name: f.type for f in self._file.schema_arrow}
+            fields = list(self._file.schema_arrow)
+            self.types = {
+                f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in fields
+            }
         except (pa.ArrowException, OSError) as error:
             mistakes.add(f"{path}: not a Parquet file, or cut off ({_first_line(error)}); get it again")
             return
         if self.rows == 0:
             mistakes.add(f"{path}: has no rows")
+        often = Counter(field.name for field in fields)
+        for column in [name for name, count in often.items() if count > 1]:
+            mistakes.add(f"{path}: column '{column}' is there {often[column]} times")
+            del self.types[column]
+            self._ambiguous.add(column)
 
     def require(self, column: str, kind: Callable[[pa.DataType], bool], wanted: str) -> bool:
         """Note it as a mistake when a column is missing or of a wrong type.
@@ -191,7 +201,7 @@ class Table:
             kind: Whether a type will do.
             wanted: That type in words, as in "a whole number".
         """
-        if self._file is None:
+        if self._file is None or column in self._ambiguous:
             return False
         if column not in self.types:
             hint = suggest(column, self.types)
@@ -207,6 +217,8 @@ class Table:
     def pieces(self, columns: Collection[str], size: int = ROWS_AT_ONCE) -> Iterator[tuple[int, Any]]:
         """The first row and the record batch of every piece of the table; none without columns.
 
+        Columns that hold each value once and numbers for it (categories of pandas) come as the values.
+
         Raises:
             DataError: The file cannot be read to its end.
         """
@@ -215,7 +227,7 @@ class Table:
             return
         try:
             for piece in self._file.iter_batches(batch_size=size, columns=list(dict.fromkeys(columns))):
-                yield done, piece
+                yield done, _decoded(piece)
                 done += piece.num_rows
                 self._progress(self.path.name, done, self.rows)
         except (pa.ArrowException, OSError) as error:
@@ -279,6 +291,13 @@ class Table:
             self.mistakes.check(holes, self, column, first, "a list with a missing entry")
             entries = entries.fill_null(0)
         return Ragged(entries.to_numpy(zero_copy_only=False), offsets)
+
+
+def _decoded(piece: Any) -> Any:
+    if not any(pa.types.is_dictionary(kind) for kind in piece.schema.types):
+        return piece
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in piece.columns]
+    return pa.RecordBatch.from_arrays(columns, names=piece.schema.names)
 
 
 def owners(lists: Ragged) -> Shaped[np.ndarray, " values"]:

@@ -18,7 +18,8 @@ from common.errors import ConfigError, DivergedError
 from common.files import atomic_write, locked
 from common.metrics.direction import direction
 from common.report.tables import markdown_table
-from common.training.run import Measured, Training, train
+from common.training.run import train
+from common.training.task import Measured, Training
 from lain.training.config import RENAMED, TrainConfig
 from lain.training.run import CTRTask
 

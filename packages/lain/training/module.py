@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import lightning as L
@@ -37,19 +38,29 @@ class CTRModule(L.LightningModule):
         self.buckets = list(DEFAULT_BUCKETS) if buckets is None else buckets
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The training loss of a batch."""
+    def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Every term of the training loss of a batch by name, its weight included."""
         output = self.model(batch)
-        loss = nn.functional.binary_cross_entropy_with_logits(output.logit, batch.label)
+        found = {"bce": nn.functional.binary_cross_entropy_with_logits(output.logit, batch.label)}
         if output.auxiliary is not None and self.config.auxiliary_weight:
             own = nn.functional.binary_cross_entropy_with_logits(output.auxiliary, batch.label)
-            loss = loss + self.config.auxiliary_weight * own
-        return loss
+            found["auxiliary"] = self.config.auxiliary_weight * own
+        return found
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The training loss of a batch."""
+        return self._sum(self.losses(batch))
+
+    def _sum(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        return functools.reduce(torch.add, terms.values())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; logs ``train/loss``."""
-        loss = self.loss(batch)
+        """One step; logs ``train/loss`` and its terms."""
+        terms = self.losses(batch)
+        loss = self._sum(terms)
         self.log("train/loss", loss.detach(), batch_size=len(batch))
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.cli import report
 from common.errors import ConfigError, DataError, DivergedError
 from common.files import atomic_write, fingerprint
 from common.training.record import Record
-from common.training.run import Measured, Task, Training, check_inputs, train
+from common.training.run import check_inputs, train
 from common.training.run import load_run as load_any_run
+from common.training.task import Artifact, Measured, Task, Training
 from lain.data.catalog import keep_catalog
 from lain.data.schema import Feature
 from lain.data.store import Store
@@ -45,6 +47,7 @@ class CTRTask(Task):
     """
 
     method = "lain"
+    samples = "samples"
     display = ("train.loader_workers",)
     extendable = ("fit.epochs", "diagnose_rows", "train.eval_batch_size")
 
@@ -80,6 +83,7 @@ class CTRTask(Task):
 
         config = self.config
         data = open_data(config)
+        data.store.verify()
         torch.manual_seed(config.seed)
         on_host = config.fit.accelerator == "cpu" or not torch.cuda.is_available()
         copies = 1 + ADAM_MOMENTS * on_host
@@ -113,16 +117,39 @@ class CTRTask(Task):
                     "finite; lower train.learning_rate or set fit.clip"
                 )
             predictions.save(run_dir / "predictions" / f"{split}.parquet")
+            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
+            if not predictions.labelled:
+                report(f"note: {split} has no labels: its scores are in predictions/, metrics it has none")
+                continue
             found = predictions.metrics(self.config.buckets)
             measured.metrics.update({f"{split}/{k}": v for k, v in found.values.items()})
             measured.reasons.update({f"{split}/{k}": v for k, v in found.reasons.items()})
-            measured.notes[f"milliseconds_per_sample/{split}"] = predictions.milliseconds
         if self._start is not None:
             measured.notes["started_from"] = {"run": str(self._start), "new_rows": self._grown}
         measured.notes["milliseconds_per_sample"] = measured.notes.get("milliseconds_per_sample/test")
         if self.config.diagnose_rows and "test" in data.store.splits:
-            write_attention(model, data, self.config, run_dir)
+            shape = write_attention(model, data, self.config, run_dir)
+            measured.figures |= attention_figures(shape)
+            measured.figures |= write_cosine(model, data, self.config, run_dir)
         return measured
+
+    def tags(self) -> list[str]:
+        """Backbone, and what it knows of lengths."""
+        return [self.config.model.name, str(self.config.length.preset)]
+
+    def artifacts(self, run_dir: Path) -> list[Artifact]:
+        """The data set that was read, the weights that came out."""
+        from common.training.checkpoint import best_checkpoint
+
+        data, facts = self.config.data, self.inputs()
+        weights = best_checkpoint(run_dir)
+        return [
+            Artifact(data.resolve().name, "dataset", (data,), facts={"fingerprint": facts["data"]}),
+            Artifact(
+                f"{run_dir.name}-model", "model",
+                (weights, run_dir / "config.yaml", run_dir / FEATURES_FILE), made=True,
+            ),
+        ]  # fmt: skip
 
     def advice(self) -> str:
         """The sizes that decide how much memory a step takes."""
@@ -293,3 +320,30 @@ def write_attention(model: CTRModel, data: CTRData, config: TrainConfig, run_dir
     )
     atomic_write(run_dir / "attention.json", json.dumps(shape, indent=1) + "\n")
     return shape
+
+
+def attention_figures(shape: dict[str, Any]) -> dict[str, float]:
+    """What attention.json holds, by the name that trackers keep it under: ``attention/BRANCH/gini/0-50``.
+
+    Args:
+        shape: What :func:`write_attention` gave.
+    """
+    return {
+        f"attention/{branch}/{figure}/{bucket}": value
+        for branch, buckets in shape.items()
+        for bucket, figures in buckets.items()
+        for figure, value in figures.items()
+    }
+
+
+def write_cosine(model: CTRModel, data: CTRData, config: TrainConfig, run_dir: Path) -> dict[str, float]:
+    """Measure whether the test rows of short and of long users pull the same way, into gradient_cosine.json.
+
+    Returns:
+        The cosines by the name that trackers keep them under: ``gradient_cosine/all``.
+    """
+    from lain.evaluation import diagnostics
+
+    found = diagnostics.gradient_cosine(model, data.batches("test"), rows=config.diagnose_rows)
+    atomic_write(run_dir / "gradient_cosine.json", json.dumps(found, indent=1) + "\n")
+    return {f"gradient_cosine/{part}": value for part, value in found.items()}

@@ -29,7 +29,6 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from annotated_types import Gt
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from causalneg.data import read_dataset, read_examples
@@ -46,6 +45,7 @@ from causalneg.world import find_world
 from common.config import checked
 from common.errors import DataError
 from common.files import atomic_folder, atomic_write
+from common.live import Progress as Shown
 
 TEMPLATE = (
     "{% for message in messages if message['role'] != 'system' %}<|im_start|>{{ message['role'] }}\n"
@@ -324,7 +324,8 @@ def train(
     spent, began = so_far.seconds, time.monotonic()
     kept = began
     model.train()
-    with tqdm(total=100, unit="%", desc="train", bar_format="{l_bar}{bar}| {elapsed} {postfix}") as bar:
+    with Shown("teach the writer") as shown:
+        shown.stage("train", total=60 * lesson.minutes, unit="seconds", done=spent)
         while True:
             so_far.seconds = spent + time.monotonic() - began
             share = so_far.seconds / (60 * lesson.minutes)
@@ -346,8 +347,8 @@ def train(
             so_far.easy_steps += beginner
             so_far.steps += not beginner
             so_far.tokens += sum(len(s.ids) for s in batch)
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {so_far.tokens / 1e6:.2f} M tokens", refresh=False)
-            bar.update(int(100 * share) - bar.n)
+            shown.show({"loss": f"{loss.item():.3f}", "tokens": f"{so_far.tokens / 1e6:.2f} M"})
+            shown.at(so_far.seconds)
 
 
 def _keep(state: Path, model: Any, optimiser: torch.optim.Optimizer, so_far: Progress) -> None:
@@ -382,6 +383,9 @@ def evaluate(model: Any, samples: Sequence[Sample], device: str) -> float:
     return float(torch.stack(losses).mean())
 
 
+_FACTS = "world-lm.json"  # what a model folder says of its lesson
+
+
 def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     """Make conversations, train, and write the model folder; killed and called again, it goes on.
 
@@ -392,8 +396,10 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
         lesson: How.
 
     Raises:
-        DataError: The data are no world.
+        DataError: The data are no world, or ``out`` holds something else than such a model.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / _FACTS).is_file():
+        raise DataError(f"{out}: the folder is not empty; remove it or give another name")
     world = find_world(data)
     if world is None:
         raise DataError(f"{data}: is no world; make one with causalneg world")
@@ -434,6 +440,6 @@ def teach(data: Path, mined: Path, out: Path, lesson: Lesson) -> dict[str, Any]:
     }
     with atomic_folder(out, replace=True) as folder:
         save(model.cpu(), tokenizer, folder)
-        atomic_write(folder / "world-lm.json", json.dumps(facts, indent=1) + "\n")
+        atomic_write(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
     state.unlink(missing_ok=True)
     return facts

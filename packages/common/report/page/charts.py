@@ -130,9 +130,11 @@ def _mean(values: Sequence[float] | Sequence[int]) -> float:
 
 
 def short(value: float, *, signed: bool = False) -> str:
-    """A number of a chart, 4 significant digits; ``n/a`` where there is none."""
+    """A number of a chart, 4 significant digits, or all before the point; ``n/a`` where there is none."""
     if not math.isfinite(value):
         return MISSING
+    if abs(value) >= 10_000:
+        return f"{value:+.0f}" if signed else f"{value:.0f}"
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
