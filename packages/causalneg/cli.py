@@ -39,17 +39,13 @@ from common.study.command import report_options, study_options
 
 if TYPE_CHECKING:
     from causalneg.encoders.saved import Reading
+    from causalneg.search import Search
 
 
-def _tell(line: str) -> None:
-    """Say something beside the result."""
-    click.echo(line, err=True)
-
-
-def _say_cut(texts: int) -> None:
-    """Say how many texts an encoder could not read to their end."""
+def _report_cut(texts: int) -> None:
+    """Report how many texts an encoder could not read to their end."""
     if texts:
-        _tell(f"{texts} texts were longer than the encoder takes; their ends were not read")
+        report(f"{texts} texts were longer than the encoder takes; their ends were not read")
 
 
 @click.group(cls=Group)
@@ -143,7 +139,7 @@ def mine(
     distinct: float | None,
     truth: str | None,
     cache: Path | None,
-    search: str | None,
+    search: Search | None,
     language: str | None,
     trust_remote_code: bool,
     devices: tuple[str, ...],
@@ -183,14 +179,14 @@ def mine(
         click.echo(to_yaml(rules), nl=False)
         return
     check_set_output(out, data=data, inputs=[encoder] if encoder else [], force=force)
-    report = mine_set(
+    mined = mine_set(
         data, out, split=split, rules=rules, encoder=encoder, truth=truth, cache=cache or data / ".cache",
         search=search, language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
         wandb=wandb, skip_bad=skip_bad,
-        report=_tell, progress=not quiet,
+        report=report, progress=not quiet,
     )  # fmt: skip
-    click.echo(report.to_markdown())
-    _say_cut(report.texts_cut)
+    click.echo(mined.to_markdown())
+    _report_cut(mined.texts_cut)
     click.echo(out)
 
 
@@ -227,7 +223,7 @@ def train(config: Path, overrides: tuple[str, ...], skip_bad: bool, dry_run: boo
     run = train_task(RetrievalTask(settings, skip_bad=skip_bad, library=library))
     if not run.trained:
         report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
-    _say_cut(run.record.notes["texts_cut"])
+    _report_cut(run.record.notes["texts_cut"])
     propose_validation(settings, report)
     training_ladder(settings, run, library, skip_bad=skip_bad, report=report)
     click.echo(run.folder)
@@ -273,7 +269,7 @@ def evaluate(
     depth: int,
     measures: tuple[str, ...],
     ignore_identical: bool | None,
-    search: str | None,
+    search: Search | None,
     language: str | None,
     reading: Reading,
     batch_tokens: int | None,
@@ -300,7 +296,7 @@ def evaluate(
     source = run or encoder
     if source is None and reading.chosen():
         raise ConfigError(f"evaluate: {', '.join(reading.chosen())}: only an encoder has that")
-    home = out or run or (evaluation_folder(encoder, reading) if encoder else Path("runs") / search)
+    home = out or run or (evaluation_folder(encoder, reading) if encoder else Path("runs") / "bm25")
     for measure in measures:
         parse_measure(measure)
     if dry_run:
@@ -311,9 +307,9 @@ def evaluate(
         data, splits, encoder=source, search=search, depth=depth, measures=measures,
         language=language, reading=reading, batch_tokens=batch_tokens, cache=cache,
         ignore_identical=ignore_identical, devices=devices, trust_remote_code=trust_remote_code,
-        skip_bad=skip_bad, report=_tell, progress=not quiet,
+        skip_bad=skip_bad, report=report, progress=not quiet,
     )  # fmt: skip
-    _say_cut(int(found[0].notes.get("texts_cut", 0)) if found else 0)
+    _report_cut(int(found[0].notes.get("texts_cut", 0)) if found else 0)
     for one in found:
         folder = one.save(home / "eval")
         rows = [[name, f"{value:.4f}"] for name, value in one.metrics.mean.items()]
@@ -362,7 +358,7 @@ def check(
         return
     ladder = climb(
         data, split=split, run=run, encoder=encoder, reading=reading, language=language, cache=cache,
-        devices=devices, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=_tell,
+        devices=devices, trust_remote_code=trust_remote_code, skip_bad=skip_bad, report=report,
         progress=not quiet,
     )  # fmt: skip
     click.echo(ladder.to_markdown())
@@ -411,7 +407,7 @@ def violations(
     found = measure(
         data, split=split, run=run, encoder=encoder, examples=examples, reading=reading, limit=limit,
         language=language, devices=devices, trust_remote_code=trust_remote_code, seed=seed,
-        skip_bad=skip_bad, report=_tell,
+        skip_bad=skip_bad, report=report,
     )  # fmt: skip
     click.echo(
         violations_table(f"{data.resolve().name} {split if examples is None else examples.name}", found)
@@ -502,10 +498,10 @@ def export(
         click.echo(out)
         return
     check_set_output(out, data=data, inputs=[source], own=kind == "own", force=force)
-    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=_tell) if data is not None else None
-    examples = import_examples(source, format=given, skip_bad=skip_bad, report=_tell)
+    dataset = read_dataset(data, splits=[], skip_bad=skip_bad, report=report) if data is not None else None
+    examples = import_examples(source, format=given, skip_bad=skip_bad, report=report)
     for loss in export_examples(examples, out, format=kind, dataset=dataset, negatives=negatives):
-        _tell(loss)
+        report(loss)
     click.echo(out)
 
 

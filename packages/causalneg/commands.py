@@ -36,10 +36,11 @@ from causalneg.evaluation.violations import (
     world_violations,
 )
 from causalneg.mining import MiningReport, MiningRules, find_candidates, mine
-from causalneg.search import SEARCHERS, Collection, check_device, unmatched_warning
+from causalneg.search import Collection, Search, check_device, make_searcher, unmatched_warning
 from causalneg.training.config import RENAMED, TrainConfig
 from causalneg.training.run import Library, splits_of
 from causalneg.world import find_world
+from common.config import plain_value
 from common.errors import DataError
 from common.files import atomic_write, beside
 from common.metrics.retrieval import MEASURES, RetrievalMetrics
@@ -59,7 +60,7 @@ def mine_set(
     encoder: Path | Encoder | None = None,
     truth: str | None = None,
     cache: Path | None = None,
-    search: str | None = None,
+    search: Search | None = None,
     language: str | None = None,
     devices: Sequence[str] = (),
     trust_remote_code: bool = False,
@@ -79,7 +80,7 @@ def mine_set(
         encoder: Encoder, or folder of one, to mine with; None mines with BM25.
         truth: Split with all true positives, to count the false negatives with.
         cache: Folder for embeddings.
-        search: Name of the search; by default BM25, or exact with an encoder.
+        search: The search; by default BM25, or exact with an encoder.
         language: Name or code of the corpus's language, for BM25; None detects it.
         devices: Devices to encode on (the first) and to search on; empty: the CPU.
         trust_remote_code: Whether code that lies in the encoder's folder may run.
@@ -100,7 +101,7 @@ def mine_set(
         if model is None
         else Collection.encoded(texts, model, cache=cache, devices=devices, progress=progress)
     )
-    searcher = SEARCHERS[search or ("bm25" if model is None else "exact")](collection)
+    searcher = make_searcher(search or ("bm25" if model is None else "exact"), collection)
     found = find_candidates(searcher, dataset, split, rules.depth)
     warning = unmatched_warning(searcher, found.rows)
     if warning is not None and report is not None:
@@ -126,7 +127,7 @@ def evaluate_splits(
     splits: Sequence[str],
     *,
     encoder: Path | Encoder | None = None,
-    search: str = "bm25",
+    search: Search = "bm25",
     language: str | None = None,
     depth: int = 100,
     measures: Sequence[str] = MEASURES,
@@ -146,7 +147,7 @@ def evaluate_splits(
         data: The data set.
         splits: Splits of its judgements.
         encoder: Encoder, or folder of one or of a run; None for a search of texts.
-        search: Name of the search.
+        search: The search.
         language: Name or code of the corpus's language, for BM25; None detects it.
         depth: Documents kept per query.
         measures: Names of the measures.
@@ -175,10 +176,10 @@ def evaluate_splits(
         return [dataclasses.replace(one, retriever=retriever) for one in found]
     collection = text_collection([document.content for document in dataset.documents], language, report)
     found = evaluate(
-        SEARCHERS[search](collection), dataset, splits, depth=depth, measures=measures,
+        make_searcher(search, collection), dataset, splits, depth=depth, measures=measures,
         ignore_identical=ignore_identical, report=report,
     )  # fmt: skip
-    used = {"search": search, "language": collection.language.name}
+    used = {"search": plain_value(search), "language": collection.language.name}
     return [dataclasses.replace(one, retriever=used) for one in found]
 
 
@@ -299,7 +300,7 @@ def check(
     if run is not None:
         models[f"trained ({run.resolve().name})"] = find_encoder(run, trust_remote_code=trust_remote_code)
     lowest = text_collection([document.content for document in dataset.documents], language, report)
-    found = {BM25: evaluate(SEARCHERS["bm25"](lowest), dataset, [split])[0].metrics}
+    found = {BM25: evaluate(make_searcher("bm25", lowest), dataset, [split])[0].metrics}
     for name, model in models.items():
         kept = cache or embeddings_folder(data, model.kind)
         (one,) = _evaluated(
@@ -467,8 +468,8 @@ def evaluation_folder(encoder: Path, reading: Reading) -> Path:
     run = next((p for p in (whole, whole.parent) if (p / "record.json").is_file()), None)
     if run is not None and not chosen:
         return encoder if run == whole else encoder.parent
-    told = json.dumps([str(whole) if whole.is_dir() else str(encoder), chosen], sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:6]
+    identity = json.dumps([str(whole) if whole.is_dir() else str(encoder), chosen], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:6]
     plain = not chosen and not whole.is_dir()
     return Path("runs") / (encoder.name if plain else f"{whole.name}-{digest}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import suggest
+if TYPE_CHECKING:
+    from causalneg.search import Search
+
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -19,19 +21,17 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress.")
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out malformed lines instead of stopping.")
 
 
-class _SearchName(click.ParamType[str]):
-    """The name of a search; the registry is imported when one is given, for it brings faiss along."""
+class _SearchType(click.ParamType["Search"]):
+    """A search; the registry is imported when one is given, for it brings faiss along."""
 
-    name = "name"
+    name = "search"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Search:
         from causalneg.search import SEARCHERS
+        from common.config import read_component
 
-        if value not in SEARCHERS:
-            self.fail(
-                f"'{value}' is not one of {', '.join(SEARCHERS)}{suggest(value, SEARCHERS)}", param, ctx
-            )
-        return str(value)
+        chosen = read_component(SEARCHERS, value, "--index")
+        return chosen.name if chosen.name == value else chosen
 
 
 TRUST = click.option(
@@ -39,8 +39,9 @@ TRUST = click.option(
 )
 FORCE = click.option("--force", is_flag=True, help="Replace OUT, whatever it is, unless it is read.")
 SEARCH = click.option(
-    "--index", "search", type=_SearchName(),
-    help="The search: bm25, exact, hnsw or ivf.  [default: exact with an encoder, else bm25]",
+    "--index", "search", type=_SearchType(),
+    help="The search: bm25, exact, hnsw or ivf; with settings '{name: hnsw, effort: 256}'.  "
+    "[default: exact with an encoder, else bm25]",
 )  # fmt: skip
 LANGUAGE = click.option(
     "--language", help="Language of the corpus, for BM25: chinese, de, other, ...  [default: detected]"

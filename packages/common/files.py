@@ -319,7 +319,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         path: What is being made; parents are made.
 
     Yields:
-        The folder. What killed processes left of theirs is removed, too.
+        The folder. Scratch folders that killed processes left are removed, too.
     """
     path = path.resolve()
     temporary = _temporary(path.with_name(f"{path.name}.scratch"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 from common.cli import Group, report
 from common.config import load as load_config
-from common.config import to_yaml
+from common.config import read_component, to_yaml
 from common.config.command import settings_command
 from common.dashboard import dashboard_options
 from common.errors import ConfigError, DataError, suggest
@@ -65,6 +67,7 @@ def world(out: Path, users: int, seed: int, dry_run: bool) -> None:
 @click.argument("format")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER, required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--schema", type=click.Path(path_type=Path), help="YAML naming the columns (log, reczoo).")
 @click.option("--download", is_flag=True, help="Fetch a public data set into SOURCE first.")
 @click.option("--propose", is_flag=True, help="Print a schema for the log in SOURCE and write nothing.")
@@ -80,6 +83,7 @@ def prepare(
     format: str,
     source: Path,
     out: Path | None,
+    overrides: tuple[str, ...],
     schema: Path | None,
     download: bool,
     propose: bool,
@@ -92,14 +96,16 @@ def prepare(
     log        CSV, TSV or Parquet of events (one file, a folder, a pattern in quotes), and a --schema that
                says which columns are what; --propose prints one from the files
     reczoo     train/valid/test.parquet, user_info.parquet, item_info.parquet, and a --schema
-    kuairand   val/test.parquet, user_sequences, item_features, user_features
-    movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click
+    kuairand   val/test.parquet, user_sequences, item_features, user_features; setting valid_days=1
+    movielens  ratings.csv and movies.csv; a rating of 4 and more counts as a click;
+               setting fractions=[.8,.1,.1]
 
     and, without a schema, the public logs ebnerd, ebnerd-week, mind, kuairand-raw, taobao-user-behavior,
     taobao-ad, taobao-ad-x1, movielens-1m, kuaivideo-x1, microvideo-x1.
 
     Everything streams: memory does not grow with the number of rows. What looks like a leak is reported.
     """
+    from lain.formats import FORMATS
     from lain.formats import prepare as prepare_format
     from lain.formats.download import download as fetch
     from lain.formats.log.propose import propose as propose_schema
@@ -111,9 +117,12 @@ def prepare(
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    given = {"name": format, "schema": schema, "before": before}
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = read_component(FORMATS, given, "format", overrides)
     if download:
         fetch(format, source)
-    prepare_format(format, source, out, schema=schema, before=before, progress=not quiet)
+    prepare_format(chosen, source, out, progress=not quiet)
     click.echo(out)
 
 
@@ -199,6 +208,16 @@ def train(
     folder: config.yaml, record.json, metrics.csv, attention.json, checkpoints/ and
     predictions/test.parquet.
     """
+    from common.training import again
+
+    plain = config.is_file() and not dry_run and start is None
+    asked = again.request(config, overrides, "lain") if plain else None
+    if asked is not None and "torch" not in sys.modules:
+        before = again.finished_before(asked, config, overrides, _inputs)
+        if before is not None:
+            report(f"{before[0]}: was finished on {before[1]}; nothing to do")
+            click.echo(before[0])
+            return
     from common.training.run import train as train_task
     from lain.training.config import RENAMED, TrainConfig
     from lain.training.run import CTRTask
@@ -208,9 +227,18 @@ def train(
         click.echo(to_yaml(settings), nl=False)
         return
     run = train_task(CTRTask(settings, start=start, same_encoding=same_encoding))
+    if asked is not None:
+        again.remember(run.folder, asked)
     if not run.trained:
         report(f"{run.folder}: was finished on {run.record.finished}; nothing to do")
     click.echo(run.folder)
+
+
+def _inputs(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of what a run reads, as its record has them."""
+    from lain.data.store import Store
+
+    return {"data": Store.open(Path(settings["data"])).fingerprint}
 
 
 @main.command()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from causalneg.encoders import Encoder, SmallTransformer, StaticEncoder, build_encoder
-from causalneg.training.cached import TokenChunk, cached_embeddings, cached_loss, token_chunks
+from causalneg.training.cached import TokenChunk, cached_embeddings, token_chunks
 from common.ragged import Ragged
 
 CORPUS = ["the cat sat on the mat", "a dog bit a man in 1987", "the man bit the dog again", "so it goes"]
@@ -50,6 +50,12 @@ def texts(encoder: Encoder, count: int, seed: int) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     size = vocabulary(encoder)
     return [[1, *rng.integers(1, size, rng.integers(1, 9)).tolist()] for _ in range(count)]
+
+
+def cached_loss(
+    encoder: Encoder, batches: Sequence[Sequence[TokenChunk]], loss: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    return loss([cached_embeddings(encoder, chunks) for chunks in batches])
 
 
 def loss_of(vectors: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from causalneg.cli import main
 from causalneg.data import read_dataset, read_examples, resolve_passage
 from causalneg.encoders import build_encoder, encode, load_encoder
 from causalneg.world import World
-from common.metrics.retrieval import read_trec
+from trec import read_run
 
 SMALL = [
     "encoder={name: static, dim: 32}",
@@ -123,7 +123,7 @@ def test_a_run_folder_holds_everything(run: Path, world: Path) -> None:
     for name in ("config.yaml", "record.json", "metrics.csv", "checkpoints/last.ckpt", "diagnosis.json"):
         assert (run / name).is_file(), name
     for folder in ("world-test", "mixed-test"):
-        assert read_trec(run / "eval" / folder / "run.trec")
+        assert read_run(run / "eval" / folder / "run.trec")
     metrics = json.loads((run / "record.json").read_text())["metrics"]
     expected = {
         "test/ndcg@10",
@@ -275,18 +275,34 @@ def test_what_another_form_cannot_carry_is_said(written: Path, world: Path, tmp_
     )
 
 
-@pytest.mark.parametrize("index", ["hnsw", "ivf"])
-def test_an_approximate_index_finds_nearly_the_same(index: str, run: Path, world: Path, home: Path) -> None:
+@pytest.mark.parametrize("approximate", ["hnsw", "ivf"])
+def test_an_approximate_index_finds_nearly_the_same(
+    approximate: str, run: Path, world: Path, home: Path
+) -> None:
     sets, metrics = [], []
-    for kind in ("exact", index):
+    for kind in ("exact", approximate):
         out = home / "sets" / f"by-{kind}.jsonl"
-        works("mine", world, out, "--encoder", run, "--index", kind, "--cache", home / "cache", "--quiet")
+        index = kind if kind == "exact" else f"{{name: {kind}, effort: 64}}"
+        works("mine", world, out, "--encoder", run, "--index", index, "--cache", home / "cache", "--quiet")
         sets.append({(e.query.id, n.document_id) for e in read_examples(out) for n in e.negatives})
-        works("evaluate", run, "--data", world, "--index", kind, "--out", home / f"by-{kind}", "--quiet")
+        works("evaluate", run, "--data", world, "--index", index, "--out", home / f"by-{kind}", "--quiet")
         found = home / f"by-{kind}" / "eval" / "world-test" / "metrics.json"
         metrics.append(json.loads(found.read_text())["metrics"]["ndcg@10"])
     assert len(sets[0] & sets[1]) > 0.9 * len(sets[0])
     assert metrics[0] == pytest.approx(metrics[1], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        ("bm52", "--index: there is no search 'bm52'; did you mean 'bm25'?"),
+        ("{name: hnsw, efort: 9}", "--index.efort: search 'hnsw' has no such setting; did you mean"),
+        ("{name: ivf, effort: 0}", "--index.effort: must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_index_is_one_line(index: str, line: str, world: Path) -> None:
+    (found,) = fails("evaluate", "--bm25", "--data", world, "--index", index)
+    assert line in found
 
 
 def test_a_missing_device_is_named(run: Path, world: Path, tmp_path: Path) -> None:

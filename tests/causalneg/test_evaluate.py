@@ -15,7 +15,7 @@ from causalneg.encoders import build_encoder
 from causalneg.encoders.cache import tokenize
 from causalneg.evaluation.evaluate import evaluate, evaluate_bm25, evaluate_encoder, evaluate_views
 from causalneg.search import SEARCHERS, Collection
-from common.metrics.retrieval import read_trec
+from trec import read_run
 
 TEXTS = {
     "d0": "the red sun over the hill",
@@ -43,7 +43,7 @@ def test_bm25_finds_what_shares_words(tmp_path: Path) -> None:
     assert found.metrics.queries == 3
     folder = found.save(tmp_path)
     assert folder.name == "tiny-test"
-    assert read_trec(folder / "run.trec").keys() == QUERIES.keys()
+    assert read_run(folder / "run.trec").keys() == QUERIES.keys()
     content = json.loads((folder / "metrics.json").read_text())
     assert content["metrics"] == found.metrics.mean
     per_query = json.loads((folder / "per_query.json").read_text())
@@ -175,9 +175,11 @@ def test_queries_that_match_nothing_are_reported() -> None:
     )
     lines: list[str] = []
     evaluate(SEARCHERS["bm25"](Collection(texts)), data, ["test"], report=lines.append)
+    assert lines == []  # by characters, as the language wants
+    evaluate(SEARCHERS["bm25"](Collection(texts, language="english")), data, ["test"], report=lines.append)
     assert len(lines) == 1
-    assert lines[0].startswith("poems test: 2 of 2 queries match no document at all: BM25 matches runs of")
-    assert "(Chinese, Japanese, Thai)" in lines[0]
+    assert lines[0].startswith("poems test: 2 of 2 queries match no document at all: BM25 matches words")
+    assert "--language" in lines[0]
 
 
 def test_a_positive_that_the_corpus_lacks_counts_as_missed() -> None:

@@ -30,20 +30,20 @@ from causalneg.generation.status import read_totals
 from causalneg.generation.verification.heuristics import verify
 from causalneg.generation.writers import WRITERS
 from causalneg.generation.writers.base import Pair, Writer, Written, draws
-from causalneg.generation.writers.english import (
+from causalneg.generation.writers.english import quoted
+from causalneg.generation.writers.naive import NaiveWriter
+from causalneg.generation.writers.rules import RulesWriter
+from causalneg.text.corpus import Corpus, cut
+from causalneg.text.edits import (
     _OTHERS,
     break_relation,
     name_swaps,
     other_values,
     plural,
-    quoted,
     replace_phrases,
     shift_value,
     verb_forms,
 )
-from causalneg.generation.writers.naive import NaiveWriter
-from causalneg.generation.writers.rules import RulesWriter
-from causalneg.text.corpus import Corpus, cut
 from causalneg.text.style import has_style, strip_style, style_share
 from causalneg.text.words import (
     MONTHS,

@@ -279,12 +279,12 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"count": 0}, "count must be 1 or more, got 0"),
+        ({"count": 0}, "count: must be at least 1, got 0"),
         ({"first_rank": 11, "last_rank": 10}, "got 11 to 10, depth 100"),
         ({"last_rank": 101}, "got 1 to 101, depth 100"),
-        ({"relative_margin": 0.0}, "relative_margin must be above 0 and at most 1, got 0.0"),
-        ({"near_duplicate": 1.5}, "near_duplicate must be above 0 and at most 1, got 1.5"),
-        ({"margin": -0.5}, "margin must not be negative, got -0.5"),
+        ({"relative_margin": 0.0}, "relative_margin: must be above 0, got 0.0"),
+        ({"near_duplicate": 1.5}, "near_duplicate: must be at most 1, got 1.5"),
+        ({"margin": -0.5}, "margin: must be at least 0, got -0.5"),
         ({"min_score": 0.5, "max_score": 0.25}, "min_score 0.5 is above max_score 0.25"),
     ],
 )

@@ -13,7 +13,8 @@ from causalneg.data import Dataset, read_dataset
 from causalneg.data.schema import Document, Example, Facet, Negative, Passage, Reason, StrategyKind
 from causalneg.generation.driver import generate, pairs_from
 from causalneg.generation.verification.heuristics import Counts, Verification, verify
-from causalneg.generation.writers.english import ABOUT, HOLDS_FOR, RELATION, STATES, replace_phrases
+from causalneg.generation.writers.english import ABOUT, HOLDS_FOR, RELATION, STATES
+from causalneg.text.edits import replace_phrases
 from causalneg.text.style import stylise
 from causalneg.world import World, WorldConfig, make_world
 from causalneg.world.language import kind_of, names_in

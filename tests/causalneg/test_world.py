@@ -25,7 +25,7 @@ from causalneg.world.communities import MEMBERS, _draw_names, name_capacity
 from causalneg.world.edits import EditStrategy
 from causalneg.world.language import kind_of, names_in, parse, read
 from causalneg.world.lexicon import ENTITY_KINDS, NAME_PARTS, RELATIONS, REMARKS
-from causalneg.world.needs import SOUGHT, VIA, Judge, requirements_of, solve
+from causalneg.world.needs import SOUGHT, VIA, Oracle, requirements_of, solve
 from causalneg.world.writing import paraphrase, render
 from common.errors import ConfigError, DataError
 
@@ -285,14 +285,14 @@ TRUE = [
 
 
 def need_of(*patterns: Pattern, kind: str = "single", **kinds: str) -> Need:
-    judge = Judge(TRUE)
-    answers = tuple(sorted({str(found[SOUGHT]) for found in judge.solutions(patterns)}))
+    oracle = Oracle(TRUE)
+    answers = tuple(sorted({str(found[SOUGHT]) for found in oracle.solutions(patterns)}))
     return Need("q", kind, patterns, {SOUGHT: "company", **kinds}, answers, "test")  # type: ignore[arg-type, dict-item]
 
 
 def judged(need: Need, text: str) -> tuple[str, list[str]]:
-    judge, said, names = Judge(TRUE), parse(text), names_in(text)
-    return judge.verdict(need, said, names), [r.key for r in judge.violated(need, said, names)]
+    oracle, said, names = Oracle(TRUE), parse(text), names_in(text)
+    return oracle.verdict(need, said, names), [r.key for r in oracle.violated(need, said, names)]
 
 
 def test_verdicts_on_one_fact() -> None:
@@ -504,7 +504,7 @@ def test_the_whole_world(tmp_path: Path) -> None:
     world = World.open(tmp_path / "world")
     for query_id in data.queries:
         need = world.need(query_id)
-        assert {str(found[SOUGHT]) for found in world.judge.solutions(need.patterns)} == set(need.answers)
+        assert {str(found[SOUGHT]) for found in world.oracle.solutions(need.patterns)} == set(need.answers)
     # Passages with all entities, relations and years of a question, bound otherwise, outnumber its answers.
     said = {document.id: parse(document.text) for document in data.documents}
     stating: dict[str, set[str]] = {}

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import pytest
 from annotated_types import Ge, Gt, Lt
-from click.testing import CliRunner
 
-from common.config import Component, Registry, load, settings, to_dict, to_yaml
-from common.config.options import options
+from common.config import Component, Registry, checked, load, read_component, settings, to_dict, to_yaml
 from common.errors import ConfigError
 
 
@@ -176,20 +173,64 @@ def test_the_list_of_settings_names_key_type_default_and_meaning() -> None:
     assert "main[square].canvas" not in listed
 
 
-def test_options_of_a_command_are_the_parameters_of_a_constructor() -> None:
-    seen: dict[str, object] = {}
+@pytest.mark.parametrize("given", ["{name: ring, radius: 2}", {"name": "ring", "radius": 2}])
+def test_a_component_stands_alone(given: object) -> None:
+    found = read_component(SHAPES, given, "--shape", ["line=dashed"])
+    assert (found.name, found.options) == ("ring", {"radius": 2.0, "hole": None, "line": "dashed"})
 
-    @click.command()
-    @options(Ring)
-    def draw(**values: object) -> None:
-        seen.update(values)
 
-    assert CliRunner().invoke(draw, ["--radius", "2", "--line", "dashed"]).exit_code == 0
-    assert seen == {"radius": 2.0, "hole": None, "line": "dashed"}
-    help_text = CliRunner().invoke(draw, ["--help"]).output
-    for words in ("Of the outer circle.", "[required]", "default: solid"):
-        assert words in help_text
-    assert set(seen) == set(inspect.signature(Ring).parameters)
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("rign", "--shape: there is no shape 'rign'; did you mean 'ring'?"),
+        ("{name: ring}", "--shape.radius: missing; give a number"),
+        ("{name: ring, radius: 1, hole: 2}", "--shape.hole: must be below 1, got 2"),
+        ("{name: ring, radius: 1", "--shape: line 1, column "),
+        ("3", "--shape: expected {name: ..., ...}, got 3"),
+    ],
+)
+def test_mistakes_in_a_component_that_stands_alone(given: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_component(SHAPES, given, "--shape")
+    (message,) = caught.value.messages
+    assert message.startswith(line)
+
+
+@checked
+@dataclass(frozen=True)
+class Strip:
+    length: Annotated[int, Ge(1)] = 1
+    side: Literal["left", "right"] = "left"
+    widths: tuple[Annotated[float, Gt(0)], ...] = ()
+    plain: int = 0
+
+    def __post_init__(self) -> None:
+        if self.plain > 9:
+            raise ConfigError("plain: is too large")
+
+
+@checked
+class Tape:
+    def __init__(self, *, length: Annotated[int, Ge(1)], width: float | None = None) -> None:
+        self.length, self.width = length, width
+
+
+def test_constructors_check_their_own_annotations() -> None:
+    assert Strip(3, widths=(0.5,), plain=-4).length == 3
+    with pytest.raises(ConfigError) as caught:
+        Strip(length=0, side="up", widths=(1.0, 0.0), plain=10)  # type: ignore[arg-type]
+    assert caught.value.messages == (
+        "length: must be at least 1, got 0",
+        "side: 'up' is not one of 'left', 'right'",
+        "widths[1]: must be above 0, got 0.0",
+        "plain: is too large",
+    )
+    assert Tape(length=2).length == 2
+    with pytest.raises(ValueError, match=r"^length must be at least 1, got 0$"):
+        Tape(length=0)
+    with pytest.raises(TypeError, match="missing"):
+        Tape()  # type: ignore[call-arg]
+    assert list(inspect.signature(Tape).parameters) == ["length", "width"]
 
 
 def test_nothing_of_the_environment_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

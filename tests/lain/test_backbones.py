@@ -420,7 +420,7 @@ class TestArguments:
         ("name", "wrong", "line"),
         [
             ("din", {"attention_hidden": ()}, "attention_hidden must name at least one width"),
-            ("din", {"attention_hidden": (4, 0)}, "attention_hidden must be at least 1, got 0"),
+            ("din", {"attention_hidden": (4, 0)}, r"attention_hidden\[1\] must be at least 1, got 0"),
             ("sim", {"short_length": 0}, "short_length must be at least 1, got 0"),
             ("sim", {"top_k": -1}, "top_k must be at least 1, got -1"),
             ("twin", {"heads": 0}, "heads must be at least 1, got 0"),

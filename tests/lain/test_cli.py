@@ -227,12 +227,12 @@ def test_a_mistake_that_would_stop_a_run_later_is_found_before_it_begins(
     wanted = [
         "embedding.id_std: must be at least 0, got -1",
         "length.beta: must be finite, got inf",
-        "train.learning_rate: must be finite and positive, got inf",
+        "train.learning_rate: must be below inf, got inf",
         "fit.clip: must be finite, got inf; 0 turns clipping off",
+        "diagnose_rows: must be at least 0, got -1",
         "buckets[1]: needs 0 <= low < high, got 100 and 50",
         "seed: must be from 0 to 4294967295, got -1",
         "name: must be the name of a new folder, got '..'",
-        "diagnose_rows: must not be negative, got -1",
     ]
     assert [line.removeprefix("error: command line: ") for line in lines] == wanted
     (line,) = fails("train", config, *SMALL, f"out={tmp_path}", "fit.monitor=valid/acu")
@@ -415,7 +415,7 @@ def test_a_branch_that_the_backbone_lacks_is_named(config: Path) -> None:
         (["prepare", "csv", "nowhere", "out"], "csv"),
         (
             ["prepare", "reczo", "nowhere", "out"],
-            "format 'reczo' is not known; there are log, reczoo, kuairand, movielens",
+            "format: there is no format 'reczo'; did you mean 'reczoo'?",
         ),
         (["world", "out", "--users", "100000000000000"], "not enough memory; lower --users=100000000000000"),
         (["world", "out", "--users", "0"], "users"),

@@ -483,8 +483,12 @@ def test_a_missing_schema_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "line"),
     [
-        ("reczo", {}, "format 'reczo' is not known; there are .*; did you mean 'reczoo'"),
-        ("kuairand", {"schema": Path("a.yaml")}, "a schema is for the formats log and reczoo"),
+        ("reczo", {}, "format: there is no format 'reczo'; did you mean 'reczoo'"),
+        (
+            "kuairand",
+            {"schema": Path("a.yaml")},
+            "format.schema: format 'kuairand' has no such setting; there are: format.valid_days",
+        ),
         ("movielens", {"fractions": (0.5, 0.5, 0.5)}, "fractions: must be three shares of 1"),
         ("movielens", {"fractions": (0.0, 0.5, 0.5)}, "fractions: must be three shares of 1"),
     ],
@@ -683,6 +687,9 @@ def test_kuairand_valid_days(tmp_path: Path) -> None:
     for valid_days in range(3):
         store = Store.open(prepare("kuairand", source, tmp_path / "out", valid_days=valid_days))
         expected = {"train": sum(days[: 3 - valid_days]), "valid": sum(days[3 - valid_days :])}
+        given = ["prepare", "kuairand", str(source), str(tmp_path / "by-command"), f"valid_days={valid_days}"]
+        assert CliRunner().invoke(main, given).exit_code == 0
+        assert Store.open(tmp_path / "by-command").fingerprint == store.fingerprint
         assert store.splits == {name: n for name, n in expected.items() if n} | {"test": 30}
     with pytest.raises(ConfigError, match=r"valid_days: must be from 0 to 2 .* got 3"):
         prepare("kuairand", source, tmp_path / "other", valid_days=3)

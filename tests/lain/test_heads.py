@@ -171,11 +171,11 @@ def test_batch_norm_and_dropout_act_in_training_only(name: str) -> None:
     ("name", "wrong", "line"),
     [
         ("dcnv2", {"crosses": 0}, "crosses must be at least 1, got 0"),
-        ("dcnv2", {"hidden": ()}, "hidden must name positive widths"),
+        ("dcnv2", {"hidden": ()}, "hidden must name at least one width"),
         ("finalmlp", {"hidden": (4,), "heads": 3}, "heads must divide both streams' outputs, 4 and 4, got 3"),
-        ("finalmlp", {"hidden_second": (0,)}, "hidden_second must name positive widths"),
-        ("finalmlp", {"gate_hidden": -1}, "gate_hidden must not be negative, got -1"),
-        ("finalmlp", {"dropout": 1.0}, "dropout must lie in"),
+        ("finalmlp", {"hidden_second": (0,)}, r"hidden_second\[0\] must be at least 1, got 0"),
+        ("finalmlp", {"gate_hidden": -1}, "gate_hidden must be at least 0, got -1"),
+        ("finalmlp", {"dropout": 1.0}, "dropout must be below 1"),
     ],
 )
 def test_settings_that_make_no_head(name: str, wrong: dict[str, Any], line: str) -> None:
@@ -225,10 +225,10 @@ class TestMLP:
     @pytest.mark.parametrize(
         ("wrong", "line"),
         [
-            ({"hidden": ()}, "hidden must name positive widths, got \\[\\]"),
-            ({"hidden": (4, 0)}, "hidden must name positive widths, got \\[4, 0\\]"),
-            ({"dropout": 1.0}, "dropout must lie in \\[0, 1\\), got 1.0"),
-            ({"dropout": -0.1}, "dropout must lie in \\[0, 1\\), got -0.1"),
+            ({"hidden": ()}, "hidden must name at least one width, got none"),
+            ({"hidden": (4, 0)}, "hidden\\[1\\] must be at least 1, got 0"),
+            ({"dropout": 1.0}, "dropout must be below 1, got 1.0"),
+            ({"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
         ],
     )
     def test_what_makes_no_head(self, wrong: dict[str, Any], line: str) -> None:

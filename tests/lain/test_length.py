@@ -392,7 +392,7 @@ class TestOptions:
         ("wrong", "line"),
         [
             ({"frequencies": 0}, "frequencies: must be at least 1, got 0"),
-            ({"prompts": -1}, "prompts: must not be negative, got -1"),
+            ({"prompts": -1}, "prompts: must be at least 0, got -1"),
             (
                 {"frequency_range": (0.0, 1.0)},
                 "frequency_range: must rise from above 0, got 0.0 to 1.0",
@@ -408,7 +408,7 @@ class TestOptions:
             ({"center": math.inf}, "center: must be finite, got inf"),
             ({"gamma": 0.0}, "gamma: gamma and beta must be positive, got 0.0 and 1.0"),
             ({"beta": -1.0}, "gamma: gamma and beta must be positive, got 1.0 and -1.0"),
-            ({"center": -1.0}, "center: must not be negative, got -1.0"),
+            ({"center": -1.0}, "center: must be at least 0, got -1.0"),
             ({"buckets": (50, 50)}, "buckets: must rise from at least 1, got [50, 50]"),
             ({"buckets": (0, 50)}, "buckets: must rise from at least 1, got [0, 50]"),
         ],

@@ -124,16 +124,36 @@ def test_a_finished_run_given_again_shows_what_it_has(config: Path, run: Path) -
     assert content(run) == before
 
 
-def test_a_finished_run_is_shown_without_the_seconds_that_lightning_takes(config: Path, run: Path) -> None:
+def imported_by(*args: object) -> set[str]:
+    """Libraries that take long to import, as a command in a process of its own has imported them."""
+    heavy = {"torch", "lightning", "sklearn", "wandb", "matplotlib", "transformers"}
     code = (
         "import sys\nfrom lain.cli import main\n"
-        "main(sys.argv[1:], standalone_mode=False)\n"
-        "assert not {'lightning', 'sklearn', 'wandb'} & set(sys.modules), sorted(sys.modules)"
+        "try: main(sys.argv[1:], standalone_mode=False)\n"
+        f"finally: print(*({heavy} & set(sys.modules)))"
     )
-    command = [sys.executable, "-c", code, "train", str(config), *SMALL, *QUIET, "name=whole"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_finished_run_is_shown_without_the_seconds_that_libraries_take(config: Path, run: Path) -> None:
+    assert imported_by("train", config, *SMALL, *QUIET, "name=whole") == set()
+    assert "torch" in imported_by("train", config, *SMALL, *QUIET, "name=whole", "fit.log_every=3")
+
+
+def test_a_finished_run_whose_data_changed_is_not_shown(config: Path, run: Path, world: Path) -> None:
+    about = world / "dataset.json"
+    before = about.read_text()
+    about.write_text(json.dumps({**json.loads(before), "fingerprint": "0" * 16}))
+    try:
+        process = start("train", config, *SMALL, *QUIET, "name=whole")
+        stdout, stderr = process.communicate()
+    finally:
+        about.write_text(before)
+    assert (process.returncode, stdout) == (2, "")
+    assert "its data were others" in stderr
 
 
 def test_interrupted_twice_a_run_ends_as_one_that_was_not(config: Path, run: Path, home: Path) -> None:

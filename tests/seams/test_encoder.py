@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from causalneg.encoders import ENCODERS
-from causalneg.encoders.saved import KINDS
+from causalneg.encoders import ENCODERS, load_encoder
+from causalneg.training.build import make_encoder
+from causalneg.training.config import TrainConfig
+from common.errors import DataError
 from tiny_retrieval import causalneg, tiny_data, train
 
 FILE = '''
@@ -80,13 +82,31 @@ def test_an_encoder_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(tmp_path)
     data = tiny_data(tmp_path / "data")
     ENCODERS.add("hashed", "tiny_hashed:Hashed.build")
-    monkeypatch.setitem(KINDS, "hashed", lambda: __import__("tiny_hashed").Hashed)
     try:
         run = train(tmp_path, data, "encoder={name: hashed, dim: 12}")
         again = causalneg("evaluate", run, "--data", data, "--quiet", "--out", tmp_path / "again")
+        further = train(tmp_path, data, f"encoder={{name: saved, folder: {run}}}", "name=further")
     finally:
         ENCODERS.remove("hashed")
     metrics = json.loads((run / "record.json").read_text())["metrics"]
     assert 0 < metrics["test/ndcg@10"] <= 1
     assert f"{metrics['test/ndcg@10']:.4f}" in again.stdout
-    assert json.loads((run / "encoder" / "config.json").read_text())["dim"] == 12
+    for folder in (run, further):
+        kept = json.loads((folder / "encoder" / "config.json").read_text())
+        assert kept == {"causalneg_encoder": "hashed", "dim": 12, "buckets": 97}
+    with pytest.raises(DataError, match="unknown kind of encoder 'hashed'"):
+        load_encoder(run / "encoder")
+
+
+def test_an_encoder_under_another_name_than_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny_hashed.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    ENCODERS.add("other", "tiny_hashed:Hashed.build")
+    try:
+        config = TrainConfig(data=tmp_path, sets=[], encoder=ENCODERS.component("other"))
+        with pytest.raises(TypeError, match="kind is 'hashed', which is registered for another encoder"):
+            make_encoder(config, [])
+    finally:
+        ENCODERS.remove("other")

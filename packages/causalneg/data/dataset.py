@@ -203,3 +203,22 @@ def passage_key(passage: Passage) -> PassageKey:
     """Equal for passages with the same content."""
     own = passage.text is not None
     return (None if own else passage.document_id, passage.text, passage.title if own else "")
+
+
+class PassagePool:
+    """Different passages, numbered in the order in which they come.
+
+    Attributes:
+        passages: They, by number.
+    """
+
+    def __init__(self) -> None:
+        self.passages: list[Passage] = []
+        self._row: dict[PassageKey, int] = {}
+
+    def row(self, passage: Passage) -> int:
+        """The number of a passage; one with new content is added."""
+        row = self._row.setdefault(passage_key(passage), len(self.passages))
+        if row == len(self.passages):
+            self.passages.append(passage)
+        return row

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.config import Positive, checked
 from common.errors import DataError
 from common.files import atomic_folder
 from common.live import Progress
@@ -40,6 +41,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 """Type of the weights."""
 
 
+@checked
 class Encoder(nn.Module, ABC):
     """Turns texts into vectors of length 1, so that a dot product is a cosine.
 
@@ -61,7 +63,7 @@ class Encoder(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    """Name in the folder of a saved encoder."""
+    """Its name in :data:`causalneg.encoders.registry.ENCODERS`, by which a saved folder is read back."""
 
     default_learning_rate: ClassVar[float]
     """Learning rate of training where none is asked for."""
@@ -70,12 +72,9 @@ class Encoder(nn.Module, ABC):
     """Tokens that are encoded in one pass, unless another number is asked for."""
 
     def __init__(
-        self, *, dim: int, max_tokens: int, query_prompt: str = "", document_prompt: str = ""
+        self, *, dim: Positive, max_tokens: Positive, query_prompt: str = "", document_prompt: str = ""
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("max_tokens", max_tokens)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.dim = dim
         self.max_tokens = max_tokens
         self.query_prompt = query_prompt
@@ -174,17 +173,6 @@ class Encoder(nn.Module, ABC):
         with _written(folder), atomic_folder(Path(folder), replace=True) as temporary:
             self._save_parts(temporary)
             write_json(temporary / CONFIG_FILE, {"causalneg_encoder": self.kind, **self.settings()})
-
-    @classmethod
-    def load(cls, folder: Path) -> Encoder:
-        """Read what :meth:`save` wrote; any kind of encoder, whichever class is asked.
-
-        Raises:
-            DataError: The folder holds no encoder, or a broken one.
-        """
-        from causalneg.encoders.saved import load_encoder
-
-        return load_encoder(folder)
 
     def export_sentence_transformers(self, folder: Path, *, replace: bool = False) -> None:
         """Write a folder that ``SentenceTransformer(folder)`` loads and that gives the same vectors.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,23 +10,8 @@ from annotated_types import Ge
 
 from causalneg.encoders.base import CONFIG_FILE, Dtype, Encoder, Pooling, departure, read_json
 from causalneg.encoders.models import locate_model
-from causalneg.encoders.small import SmallTransformer
-from causalneg.encoders.static import StaticEncoder
+from causalneg.encoders.registry import ENCODERS, encoder_class
 from common.errors import ConfigError, DataError, suggest
-
-
-def _transformer() -> type[Encoder]:
-    from causalneg.encoders.transformer import HFEncoder  # takes seconds
-
-    return HFEncoder
-
-
-KINDS: dict[str, Callable[[], type[Encoder]]] = {
-    "static": lambda: StaticEncoder,
-    "small": lambda: SmallTransformer,
-    "transformer": _transformer,
-}
-"""Classes by the name that a saved folder holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +106,10 @@ def load_encoder(
             raise DataError(f"{folder}: {error}") from error
     if kind is None:
         raise DataError(f"{folder / CONFIG_FILE}: does not name a kind of encoder; was it saved by train?")
-    if kind not in KINDS:
+    encoder_of = encoder_class(str(kind))
+    if encoder_of is None:
         raise DataError(
-            f"{folder / CONFIG_FILE}: unknown kind of encoder '{kind}'{suggest(str(kind), KINDS)}"
+            f"{folder / CONFIG_FILE}: unknown kind of encoder '{kind}'{suggest(str(kind), ENCODERS)}"
         )
     if settings.pop("trust_remote_code", False):
         if not trust_remote_code:
@@ -139,7 +124,7 @@ def load_encoder(
     )
     departures = [departure(key, value, settings[key]) for key, value in chosen.items() if key in settings]
     try:
-        encoder = KINDS[kind]()._load_parts(folder, settings | chosen)
+        encoder = encoder_of._load_parts(folder, settings | chosen)
         encoder.departures = tuple(filter(None, departures))
         return encoder
     except (TypeError, ValueError) as error:

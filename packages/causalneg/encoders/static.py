@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Bool, Float, Int, Int64
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
+from causalneg.encoders.bag_sum import bag_sum
 from causalneg.encoders.base import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -25,19 +26,19 @@ from causalneg.encoders.base import (
     inverse_softplus,
     load_weights,
     normalize,
-    save_weights,
     write_json,
 )
 from causalneg.encoders.vocabulary import (
     UNKNOWN,
     WORDS,
-    canonical,
+    WordEncoder,
     document_frequency,
     inverse_document_frequency,
     read_tokenizer,
     token_rows,
     word_tokenizer,
 )
+from common.config import Dropout, checked
 from common.ragged import Ragged
 
 Start = Literal["equal", "idf"]
@@ -47,50 +48,6 @@ MOST_COUNTED = 32
 """A word counts as often as it occurs, up to this."""
 
 _MARK = "\u2063"  # invisible separator: no word has it, and it joins no word
-_BLOCK = 1024
-
-
-class _BagSum(torch.autograd.Function):
-    """``out[t] = sum_p weight[p] vectors[token[p]]`` over the positions of text ``t``.
-
-    As :func:`torch.nn.functional.embedding_bag`, but the gradient of the vectors has one row per word
-    of the batch, not one per position: it is itself a bag sum, over the texts that hold the word.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        vectors: Float[Tensor, "words dim"],
-        weight: Float[Tensor, " positions"],
-        token: Int[Tensor, " positions"],
-        offsets: Int[Tensor, " texts_plus_one"],
-    ) -> Float[Tensor, "texts dim"]:
-        ctx.save_for_backward(vectors, weight, token, offsets)
-        return F.embedding_bag(token, vectors, offsets[:-1], mode="sum", per_sample_weights=weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        vectors, weight, token, offsets = ctx.saved_tensors
-        grad = grad.contiguous()
-        text = torch.repeat_interleave(offsets.diff(), output_size=len(token))
-        of_vectors = of_weight = None
-        if ctx.needs_input_grad[0]:
-            order = torch.argsort(token, stable=True)
-            words, count = torch.unique_consecutive(token[order], return_counts=True)
-            begin = count.cumsum(0) - count
-            rows = F.embedding_bag(
-                text[order], grad, begin, mode="sum", per_sample_weights=weight[order].to(grad.dtype)
-            )
-            of_vectors = torch.sparse_coo_tensor(
-                words[None], rows, vectors.shape, is_coalesced=True, check_invariants=False
-            )
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.empty_like(weight)
-            for low in range(0, len(token), _BLOCK):
-                part = slice(low, low + _BLOCK)
-                of_weight[part] = (vectors[token[part]] * grad[text[part]]).sum(1)
-        return of_vectors, of_weight, None, None
 
 
 class StaticOptimizer(torch.optim.Optimizer):
@@ -162,7 +119,8 @@ class StaticOptimizer(torch.optim.Optimizer):
         )
 
 
-class StaticEncoder(Encoder):
+@checked
+class StaticEncoder(WordEncoder):
     """Bag of random word vectors with learned weights, shared by queries and documents.
 
     ``e(x) = sum_w sqrt(min(tf_w, cap_w)) softplus(b_w + c(idf_w)) v_w``, divided by its length.
@@ -205,22 +163,15 @@ class StaticEncoder(Encoder):
         *,
         dim: int = 512,
         start: Start = "equal",
-        knots: int = 16,
-        query_dropout: float = 0.15,
-        document_dropout: float = 0.20,
+        knots: Annotated[int, Ge(2)] = 16,
+        query_dropout: Dropout = 0.15,
+        document_dropout: Dropout = 0.20,
         seed: int = 0,
     ) -> None:
         super().__init__(dim=dim, max_tokens=2**31 - 1)
         size = tokenizer.get_vocab_size()
         if len(idf) != size or len(cap) != size:
             raise ValueError(f"the tokenizer has {size} tokens, but idf has {len(idf)} and cap {len(cap)}")
-        if start not in get_args(Start):
-            raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
-        if knots < 2:
-            raise ValueError(f"knots must be at least 2, got {knots}")
-        for name, dropout in (("query_dropout", query_dropout), ("document_dropout", document_dropout)):
-            if not 0 <= dropout < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {dropout}")
         self.tokenizer = tokenizer
         self.start = start
         self.query_dropout = query_dropout
@@ -296,12 +247,9 @@ class StaticEncoder(Encoder):
     def forward(
         self, ids: Int[Tensor, " tokens"], offsets: Int[Tensor, " texts_plus_one"], *, query: bool
     ) -> Float[Tensor, "texts dim"]:
-        """Vectors of packed texts; a text without any known word gets zeros.
+        """Vectors of packed texts; see :meth:`Encoder.forward`.
 
-        Args:
-            ids: Token ids, one text after the other.
-            offsets: Where each text begins, and the end of the last.
-            query: Whether the texts are queries: their dropout differs.
+        A text without any known word gets zeros; queries and documents differ in their dropout.
         """
         size, texts = len(self.word_weight), len(offsets) - 1
         text = torch.repeat_interleave(offsets.diff(), output_size=len(ids))
@@ -316,8 +264,7 @@ class StaticEncoder(Encoder):
         begin = torch.searchsorted(text, torch.arange(texts + 1, device=ids.device))
         with torch.autocast(ids.device.type, enabled=False):
             weight = times * self.weights().index_select(0, token)
-            out: Tensor = _BagSum.apply(self.vectors, weight, token, begin)  # type: ignore[no-untyped-call]
-            return normalize(out)
+            return normalize(bag_sum(self.vectors, weight, token, begin))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Word weights, curve and vectors, each with its own ``rule`` and learning rate (``lr``)."""
@@ -353,10 +300,6 @@ class StaticEncoder(Encoder):
             "document_dropout": self.document_dropout,
         }
 
-    def _save_parts(self, folder: Path) -> None:
-        save_weights(self, folder / WEIGHTS_FILE)
-        (folder / TOKENIZER_FILE).write_text(canonical(self.tokenizer), encoding="utf-8")
-
     @classmethod
     def _load_parts(cls, folder: Path, settings: dict[str, Any]) -> Encoder:
         tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
@@ -391,9 +334,6 @@ class StaticEncoder(Encoder):
         _marking(self.tokenizer, model, int(cap.max())).save(str(folder / TOKENIZER_FILE))
         write_json(folder / "1_Normalize" / CONFIG_FILE, {})
         return [("", "StaticEmbedding"), ("1_Normalize", "Normalize")]
-
-    def _hash_vocabulary(self, update: Callable[[bytes], object]) -> None:
-        update(canonical(self.tokenizer).encode())
 
 
 def _keep(text: Int[Tensor, " pairs"], texts: int, dropout: float) -> Bool[Tensor, " pairs"]:

@@ -1,4 +1,8 @@
-"""Any encoder or decoder of Hugging Face, on packed tokens where its family allows it."""
+"""Any encoder or decoder of Hugging Face, on packed tokens where its family allows it.
+
+Over 400 lines: one class whose parts (build, tokenise, run packed or padded, save, export) share its
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -14,14 +17,12 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from jaxtyping import Float, Int, Int64
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
 )
 
 from causalneg.encoders.base import (
@@ -30,7 +31,6 @@ from causalneg.encoders.base import (
     Dtype,
     Encoder,
     Pooling,
-    departure,
     load_weights,
     normalize,
     read_json,
@@ -38,9 +38,18 @@ from causalneg.encoders.base import (
     write_json,
     write_pooling,
 )
+from causalneg.encoders.hugging_face import (
+    append_ending,
+    byte_pair_tokenizer,
+    core_of,
+    fetch,
+    looks_back,
+    untrained,
+    with_lora,
+)
 from causalneg.encoders.models import locate_model
+from causalneg.encoders.noted import Noted, read_noted
 from causalneg.encoders.packing import Packing, run_packed
-from common.errors import BackendError, DataError, describe_os_error
 from common.ragged import Ragged
 
 Padding = Literal["auto", "none", "left", "right"]
@@ -57,8 +66,6 @@ _SHIFTED = frozenset(
 _ATTENTION = "causalneg_packed"
 _MODEL_CONFIG = "model_config.json"
 _TOKENIZER = "tokenizer"
-_MODULES = "modules.json"
-_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def instruction_prompt(task: str) -> str:
@@ -138,7 +145,7 @@ class HFEncoder(Encoder):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        core = _core(model)
+        core = core_of(model)
         super().__init__(
             dim=core.config.hidden_size,
             max_tokens=max_tokens,
@@ -174,7 +181,7 @@ class HFEncoder(Encoder):
         self._places = "position_ids" in inspect.signature(core.forward).parameters
         core.config.use_cache = False
         if append_eos:
-            _append(tokenizer)
+            append_ending(tokenizer)
         if gradient_checkpointing:
             core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         pooler = getattr(core, "pooler", None)
@@ -184,7 +191,7 @@ class HFEncoder(Encoder):
     @property
     def core(self) -> Any:
         """The transformer itself, adapters inside."""
-        return _core(self.model)
+        return core_of(self.model)
 
     @classmethod
     def build(
@@ -253,7 +260,7 @@ class HFEncoder(Encoder):
             raise ValueError("give either an instruction or a query_prompt")
         if model is not None:
             model = locate_model(model)
-        noted = _sentence_transformers(Path(model)) if model is not None and Path(model).is_dir() else None
+        noted = read_noted(Path(model)) if model is not None and Path(model).is_dir() else None
         if noted is not None:
             model = noted.home
         if dtype not in get_args(Dtype):
@@ -267,8 +274,8 @@ class HFEncoder(Encoder):
                 raise ValueError("config must say model_type")
             if tokenizer is None:
                 with torch.device("meta"):
-                    causal = _looks_back(_make(AutoConfig.for_model(family, **rest), {}))
-                made = _train_tokenizer(texts, vocabulary, framed=not causal)
+                    causal = looks_back(untrained(AutoConfig.for_model(family, **rest), {}))
+                made = byte_pair_tokenizer(texts, vocabulary, framed=not causal)
                 rest = {
                     "vocab_size": len(made),
                     "pad_token_id": 0,
@@ -277,18 +284,18 @@ class HFEncoder(Encoder):
                 } | rest
             settings = AutoConfig.for_model(family, **rest)
         else:
-            settings = _fetch(AutoConfig, model, hub)
+            settings = fetch(AutoConfig, model, hub)
         if made is None:
-            made = _fetch(AutoTokenizer, tokenizer if tokenizer is not None else model, hub)
+            made = fetch(AutoTokenizer, tokenizer if tokenizer is not None else model, hub)
         weights = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if config is not None or random_weights:
-                core = _make(settings, weights)
+                core = untrained(settings, weights)
             else:
-                core = _fetch(AutoModel, model, hub | weights | {"config": settings, "use_safetensors": True})
+                core = fetch(AutoModel, model, hub | weights | {"config": settings, "use_safetensors": True})
             if lora is not None:
-                core = _with_lora(core, lora)
+                core = with_lora(core, lora)
         departures = (
             []
             if noted is None
@@ -300,15 +307,15 @@ class HFEncoder(Encoder):
             )
         )
         if noted is None:
-            noted = _Noted(Path())
+            noted = Noted(Path())
         if pooling is None:
-            pooling = noted.pooling or ("last" if _looks_back(_core(core)) else "mean")
+            pooling = noted.pooling or ("last" if looks_back(core_of(core)) else "mean")
         if append_eos is None:
             append_eos = pooling == "last" and not noted.own_ending
         if instruction is not None:
             query_prompt = instruction_prompt(instruction)
-        limit = getattr(_core(core).config, "max_position_embeddings", None) or 512
-        longest = limit - 2 if _core(core).config.model_type in _SHIFTED else limit
+        limit = getattr(core_of(core).config, "max_position_embeddings", None) or 512
+        longest = limit - 2 if core_of(core).config.model_type in _SHIFTED else limit
         if max_tokens is None:
             own = noted.max_tokens
             max_tokens = own if own is not None and own <= limit else min(512, longest)
@@ -460,12 +467,12 @@ class HFEncoder(Encoder):
         trust = bool(settings.get("trust_remote_code", False))
         with torch.random.fork_rng():
             made = AutoConfig.for_model(config.pop("model_type"), **config)
-            model = _make(made, {"dtype": dtype, "trust_remote_code": trust})
+            model = untrained(made, {"dtype": dtype, "trust_remote_code": trust})
             if settings.get("lora") is not None:
-                model = _with_lora(model, settings["lora"])
+                model = with_lora(model, settings["lora"])
         load_weights(model, folder / WEIGHTS_FILE)
         hub = {"trust_remote_code": trust, "local_files_only": True}
-        tokenizer = _fetch(AutoTokenizer, folder / _TOKENIZER, hub)
+        tokenizer = fetch(AutoTokenizer, folder / _TOKENIZER, hub)
         return cls(model, tokenizer, **settings)
 
     def _hash_vocabulary(self, update: Callable[[bytes], object]) -> None:
@@ -486,112 +493,6 @@ class HFEncoder(Encoder):
         return [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
 
 
-@dataclass(frozen=True)
-class _Noted:
-    """What sentence-transformers noted in a folder beside the model.
-
-    Args:
-        home: Folder of the model's own files.
-        pooling: Which tokens make the vector; None where it was not noted.
-        query_prompt: What is put in front of a query.
-        document_prompt: What is put in front of a document.
-        max_tokens: Tokens of a text that are read; None where it was not noted.
-        own_ending: Whether the tokenizer decides how a text ends.
-    """
-
-    home: Path
-    pooling: Pooling | None = None
-    query_prompt: str = ""
-    document_prompt: str = ""
-    max_tokens: int | None = None
-    own_ending: bool = False
-
-    def departures(self, **asked: Any) -> list[str]:
-        """What is asked for otherwise than it was noted, in words; what was not noted may be anything."""
-        own = {key: getattr(self, key) for key in asked}
-        found = [
-            departure(key, value, own[key])
-            for key, value in asked.items()
-            if value is not None and own[key] is not None
-        ]
-        return [one for one in found if one is not None]
-
-
-def _sentence_transformers(folder: Path) -> _Noted | None:
-    """What a folder of sentence-transformers says of itself; None for other folders.
-
-    Raises:
-        DataError: It holds a module that cannot be read here, or ranks by the dot product of vectors that are
-            not normalised.
-    """
-    parts = _modules(folder)
-    if not parts:
-        return None
-    pooling: Pooling | None = None
-    for kind, path in parts:
-        if kind == "Pooling":
-            pooling = _pooling(path / CONFIG_FILE)
-        elif kind not in ("Transformer", "Normalize"):
-            raise DataError(f"{folder / _MODULES}: has a module '{kind}', which cannot be read here")
-    noted = folder / "config_sentence_transformers.json"
-    if _noted(noted, "similarity_fn_name") == "dot" and "Normalize" not in [kind for kind, _ in parts]:
-        raise DataError(
-            f"{noted}: ranks by the dot product of vectors of any length, but here every vector has length "
-            "1, so it would rank otherwise; take a model that ranks by the cosine"
-        )
-    home = parts[0][1]
-    length = _noted(home / "sentence_bert_config.json", "max_seq_length")
-    length = length or _noted(home / "tokenizer_config.json", "model_max_length")
-    prompts = _noted(noted, "prompts") or {}
-    return _Noted(
-        home,
-        pooling,
-        query_prompt=prompts.get("query") or "",
-        document_prompt=prompts.get("document") or prompts.get("passage") or "",
-        max_tokens=length if isinstance(length, int) else None,
-        own_ending=True,
-    )
-
-
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of each module of sentence-transformers; none where it did not write the folder."""
-    path = folder / _MODULES
-    if not path.is_file():
-        return []
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(one["type"]).rpartition(".")[2], folder / one["path"]) for one in listed]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: does not list modules ({error}); export the model again") from error
-
-
-def _noted(path: Path, key: str) -> Any:
-    """What a file says under a key; None where it says nothing, or is not there."""
-    return read_json(path).get(key) if path.is_file() else None
-
-
-def _pooling(path: Path) -> Pooling:
-    """What the Pooling module of sentence-transformers does, in our words."""
-    config = read_json(path)
-    names: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
-    flags = {
-        "cls": "pooling_mode_cls_token",
-        "mean": "pooling_mode_mean_tokens",
-        "lasttoken": "pooling_mode_lasttoken",
-    }
-    chosen = [name for name, flag in flags.items() if config.get(flag)] or [str(config.get("pooling_mode"))]
-    if len(chosen) != 1 or chosen[0] not in names:
-        raise DataError(
-            f"{path}: pools by {' and '.join(chosen)}; here there is mean, last token and first token"
-        )
-    return names[chosen[0]]
-
-
-def _core(model: Any) -> Any:
-    """What peft wraps, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _tight(lengths: list[int], waste: float = 0.1, enough: int = 4096) -> list[tuple[int, int]]:
     """Runs of sorted lengths; a run ends where padding would pass a share of its tokens.
 
@@ -604,96 +505,3 @@ def _tight(lengths: list[int], waste: float = 0.1, enough: int = 4096) -> list[t
             low, real = high, 0
         real += length
     return [*runs, (low, len(lengths))]
-
-
-def _looks_back(core: Any) -> bool:
-    """Whether tokens only see those before them."""
-    return any(getattr(module, "is_causal", False) for module in core.modules())
-
-
-def _fetch(loader: Any, name: str | Path | None, options: Mapping[str, Any]) -> Any:
-    """``from_pretrained``, its many errors made one line."""
-    wanted = "config.json, model.safetensors, tokenizer.json and tokenizer_config.json"
-    here = Path(str(name)).is_dir()
-    try:
-        return loader.from_pretrained(str(name), **options)
-    except (OSError, ValueError, ImportError) as error:
-        lines = str(error) if not isinstance(error, OSError) else describe_os_error(error)
-        reason = " ".join(lines.split())
-        if here:
-            raise DataError(f"{name}: cannot be loaded as a model ({reason}); it needs {wanted}") from error
-        raise BackendError(
-            f"model '{name}' is no folder here and could not be fetched ({reason}); "
-            f"put {wanted} into a folder and give its path"
-        ) from error
-
-
-def _make(config: Any, options: Mapping[str, Any]) -> Any:
-    """A model with random weights."""
-    return AutoModel.from_config(config, **options)  # type: ignore[no-untyped-call]
-
-
-def _with_lora(model: Any, lora: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig, get_peft_model  # takes seconds, and few need it
-
-    options = {"target_modules": "all-linear", **lora}
-    if isinstance(getattr(model, "pooler", None), nn.Module):
-        options.setdefault("exclude_modules", r".*pooler.*")
-    try:
-        return get_peft_model(model, LoraConfig(**options))
-    except TypeError as error:
-        raise ValueError(f"lora: {error}") from error
-
-
-def _append(tokenizer: Any) -> None:
-    """Make a tokenizer end every text with its last token, unless it does already."""
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    end, number = tokenizer.eos_token, tokenizer.eos_token_id
-    ids = backend.encode("a").ids
-    if ids and ids[-1] == number:
-        return
-    ending = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
-    before = backend.post_processor
-    backend.post_processor = ending if before is None else processors.Sequence([before, ending])
-
-
-def _train_tokenizer(texts: Sequence[str], size: int, *, framed: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer of lower-cased byte pairs for a transformer with random weights.
-
-    (A trainer of word pieces would number pieces in the order of a hash map, differently each time.)
-
-    Args:
-        texts: The corpus.
-        size: Tokens at most; more than the special ones and the 256 bytes.
-        framed: Whether texts stand between ``[CLS]`` and ``[SEP]``.
-
-    Raises:
-        ValueError: There are no texts, or no room for pairs.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(_SPECIAL) + len(alphabet)
-    if not texts:
-        raise ValueError("a config without a tokenizer needs texts to train one on")
-    if size <= least:
-        raise ValueError(f"vocabulary must be more than {least}, got {size}")
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    if framed:
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        eos_token="[SEP]",
-        model_input_names=["input_ids", "attention_mask"],
-    )

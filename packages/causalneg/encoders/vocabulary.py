@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from causalneg.encoders.base import TOKENIZER_FILE, WEIGHTS_FILE, Encoder, save_weights
 from common.errors import DataError
 from common.ragged import Ragged
 
@@ -28,6 +29,19 @@ WORDS_AND_STOPS = r"\w+|[.;:!?]"
 
 _PIECE = "##"
 _BATCH = 1024
+
+
+class WordEncoder(Encoder):
+    """An encoder over a vocabulary of :func:`word_tokenizer`."""
+
+    tokenizer: Tokenizer
+
+    def _save_parts(self, folder: Path) -> None:
+        save_weights(self, folder / WEIGHTS_FILE)
+        (folder / TOKENIZER_FILE).write_text(canonical(self.tokenizer), encoding="utf-8")
+
+    def _hash_vocabulary(self, update: Callable[[bytes], object]) -> None:
+        update(canonical(self.tokenizer).encode())
 
 
 def _splitter(pattern: str) -> tuple[Any, Any]:

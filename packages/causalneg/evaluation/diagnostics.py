@@ -8,6 +8,8 @@ before training, on queries that were not trained on.
 
 s is a negative's cosine with its own query throughout. Pure functions: numpy where figures are made once,
 torch where they are followed through training.
+
+Over 400 lines: a dozen measures, each short, that share their notation.
 """
 
 from __future__ import annotations
@@ -163,7 +165,7 @@ def source_information(
     upward bias is what permuted sources show, and is subtracted.
 
     With ``row`` sources are permuted within each query: the null is that a query's own negatives cannot be
-    told apart, however many of each it has.
+    separated, however many of each it has.
 
     Source: Cover and Thomas, Elements of Information Theory, section 2.3; the bias Miller (1955); the
     permutation test Phipson and Smyth (2010).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from causalneg.data import Dataset
+from causalneg.data import Dataset, Report
 from causalneg.data.schema import Query
 from causalneg.encoders import Encoder, encode
 from causalneg.encoders.cache import tokenize
-from causalneg.search import SEARCHERS, Collection, Searcher, as_run, unmatched_warning
+from causalneg.search import BM25, Collection, Search, Searcher, as_run, make_searcher, unmatched_warning
 from causalneg.search.base import Embed
 from common.files import atomic_write
 from common.metrics.retrieval import MEASURES, RetrievalMetrics, retrieval_metrics, write_trec
 from common.ragged import Ragged
-
-Report = Callable[[str], None]
-"""Takes a line that a user should know."""
 
 _BLOCK = 2048  # texts that a killed evaluation encodes again at most
 
@@ -163,7 +160,7 @@ def evaluate_views(
     datasets: Sequence[Dataset],
     splits: Sequence[str],
     *,
-    search: str = "exact",
+    search: Search = "exact",
     depth: int = 100,
     measures: Sequence[str] = MEASURES,
     ignore_identical: bool | None = None,
@@ -181,7 +178,7 @@ def evaluate_views(
         encoder: The encoder.
         datasets: The data sets.
         splits: Splits that each of them has.
-        search: Name of the search of embeddings.
+        search: The search of embeddings.
         depth: As for :func:`evaluate`.
         measures: As for :func:`evaluate`.
         ignore_identical: As for :func:`evaluate`.
@@ -222,7 +219,7 @@ def evaluate_views(
         # Not copied where they stand in this order already: embeddings are what takes memory here.
         documents = vectors if place == list(range(len(vectors))) else vectors[place]
         found = evaluate(
-            SEARCHERS[search](_collection(dataset, documents, embed, devices)),
+            make_searcher(search, _collection(dataset, documents, embed, devices)),
             dataset,
             splits,
             depth=depth,
@@ -257,7 +254,7 @@ def evaluate_resumable(
     splits: Sequence[str],
     *,
     embeddings: Path,
-    search: str = "exact",
+    search: Search = "exact",
     devices: Sequence[str] = (),
     batch_tokens: int | None = None,
     progress: bool = False,
@@ -270,7 +267,7 @@ def evaluate_resumable(
         dataset: The data set.
         splits: Splits of its judgements.
         embeddings: Folder of :func:`causalneg.encoders.cache.cached_embeddings`.
-        search: Name of the search of embeddings.
+        search: The search of embeddings.
         devices: Devices that the search is spread over; empty: the CPU.
         batch_tokens: Tokens per forward pass; None takes the encoder's own number.
         progress: Whether to show a progress bar.
@@ -280,7 +277,7 @@ def evaluate_resumable(
         [document.content for document in dataset.documents], encoder, cache=embeddings, devices=devices,
         progress=progress, batch_tokens=batch_tokens, block=_BLOCK,
     )  # fmt: skip
-    found = evaluate(SEARCHERS[search](collection), dataset, splits, **options)
+    found = evaluate(make_searcher(search, collection), dataset, splits, **options)
     for one in found:
         one.notes.update(texts_cut=encoder.cut)
     return found
@@ -290,5 +287,5 @@ def evaluate_bm25(
     dataset: Dataset, splits: Sequence[str], *, depth: int = 100, language: str | None = None
 ) -> list[Evaluation]:
     """Rank one corpus with BM25: the line that every table has; its language is detected unless given."""
-    searcher = SEARCHERS["bm25"](Collection([d.content for d in dataset.documents], language=language))
+    searcher = BM25.build(Collection([d.content for d in dataset.documents], language=language))
     return evaluate(searcher, dataset, splits, depth=depth)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from causalneg.data import Dataset, passage_key, resolve_passage
-from causalneg.data.schema import Example, Passage
+from causalneg.data import Dataset, resolve_passage
+from causalneg.data.dataset import PassagePool
+from causalneg.data.schema import Example
 from causalneg.encoders import Encoder, encode
 from causalneg.evaluation.diagnostics import SourceReport, diagnose_sources
 from causalneg.text.style import strip_style, stylise
@@ -44,16 +45,8 @@ class Probe:
     ) -> None:
         self.temperature = temperature
         self.queries = [e.query.text for e in examples]
-        pool: dict[tuple[object, ...], int] = {}
-        passages: list[Passage] = []
-
-        def row(passage: Passage) -> int:
-            key = passage_key(passage)
-            if key not in pool:
-                pool[key] = len(passages)
-                passages.append(passage)
-            return pool[key]
-
+        pool = PassagePool()
+        row = pool.row
         self.positive = np.array([row(e.positives[0]) for e in examples], dtype=np.int64)
         negatives = [
             (i, row(n), n.source == "generated") for i, e in enumerate(examples) for n in e.negatives
@@ -61,7 +54,7 @@ class Probe:
         self.row = np.array([i for i, _, _ in negatives], dtype=np.int64)
         self.negative = np.array([r for _, r, _ in negatives], dtype=np.int64)
         self.generated = np.array([g for _, _, g in negatives], dtype=bool)
-        self.texts = [resolve_passage(p, dataset) for p in passages]
+        self.texts = [resolve_passage(p, dataset) for p in pool.passages]
         answers = [(i, int(r)) for i, r in enumerate(self.positive)]
         mined = [(i, r) for i, r, generated in negatives if not generated]
         half = documents // 2

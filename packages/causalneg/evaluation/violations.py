@@ -16,10 +16,10 @@ from jaxtyping import Float
 
 from causalneg.data import Dataset, resolve_passage
 from causalneg.data.schema import Example, Query
-from causalneg.search import SEARCHERS, Collection
+from causalneg.search import Collection, Search, make_searcher
 from causalneg.world import World
 from causalneg.world.edits import EditStrategy
-from common.errors import ConfigError, DataError
+from common.errors import DataError
 from common.report.tables import markdown_table
 from common.stats.bootstrap import MeanBootstrap
 
@@ -161,20 +161,20 @@ def _above(high: Float[np.ndarray, " high"], low: Float[np.ndarray, " low"]) -> 
     return np.asarray((np.sign(difference) + 1) / 2)
 
 
-def retriever_score(search: str, corpus: Sequence[str], collect: Callable[[list[str]], Collection]) -> Score:
+def retriever_score(
+    search: Search, corpus: Sequence[str], collect: Callable[[list[str]], Collection]
+) -> Score:
     """Scores by a search over the texts, in the company of a corpus (for its word statistics).
 
     Args:
-        search: Name of the search.
+        search: The search.
         corpus: Texts that are searched beside those that are scored.
         collect: Makes the collection of texts.
     """
-    if search not in SEARCHERS:
-        raise ConfigError(f"there is no search '{search}'; there are {', '.join(SEARCHERS)}")
 
     def score(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         flat = [text for several in texts for text in several]
-        searcher = SEARCHERS[search](collect([*corpus, *flat]))
+        searcher = make_searcher(search, collect([*corpus, *flat]))
         of_query = np.repeat(np.arange(len(queries)), [len(several) for several in texts])
         found = searcher.score(list(queries), of_query, len(corpus) + np.arange(len(flat)))
         ends = np.cumsum([len(several) for several in texts])

@@ -8,6 +8,8 @@ Every finished call is one row, committed the moment it is finished (write-ahead
 every few seconds: a killed process loses what was on its way, a power cut the last few seconds. Every
 finished job (a pair, a rewritten passage, a judged one) is one row too, so that progress is counted by an
 index; a job without calls keeps its result there.
+
+Over 400 lines: schema, records and every query of the database stand in one place.
 """
 
 from __future__ import annotations

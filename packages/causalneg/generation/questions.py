@@ -33,7 +33,7 @@ from causalneg.generation.writers.prompts import cut_document, load_profile, loa
 from causalneg.llm.budget import Budget
 from causalneg.llm.chat import ChatBackend, ChatRequest, ChatResult, Message
 from causalneg.llm.schema import bounded_schema
-from causalneg.search import SEARCHERS, Collection
+from causalneg.search import Collection, make_searcher
 from causalneg.text.language import Language, detect_language, split_signs
 from common.cli import report as report_to_user
 from common.errors import BackendError, ConfigError, DataError
@@ -228,7 +228,7 @@ def verify_questions(
     if not kept:
         return [], reasons
     texts = [document.content for document in documents]
-    _, rows = SEARCHERS["bm25"](Collection(texts, language=language.name)).search(
+    _, rows = make_searcher("bm25", Collection(texts, language=language.name)).search(
         [one.text for one in kept], again
     )
     own = [text_key(texts[one.document]) for one in kept]

@@ -271,7 +271,7 @@ class _Models:
             other = self.config.judge_backend
             backend = self._backend() if other is None else self._build(other)
         judge = component.build(backend=backend, profile=self.config.profile)
-        judge.prepare([])  # loads it: a model that is none is told before anything is written
+        judge.prepare([])  # loads it: a model that is none is refused before anything is written
         return judge, journal.ledger("judge", judge.identity)
 
 

@@ -42,7 +42,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that the key is read from, unless another is named."""
 
 Mode = Literal["json_schema", "json_object", "text"]
-"""How a server is held to JSON: by the schema, by being told to write JSON, or by the prompt alone."""
+"""How a server is held to JSON: by the schema, by being asked for JSON, or by the prompt alone."""
 
 _START_TIMEOUT = 10.0
 _LONGEST_WAIT = 60.0
@@ -50,7 +50,7 @@ _DROPPABLE = ("seed", "temperature", "top_p", "response_format", "max_tokens")
 _DETAIL = 160
 
 
-class _Trouble(Exception):  # noqa: N818 - it is no error of ours, it is what a server did
+class _Trouble(Exception):  # noqa: N818 - what a server did, not an error of this program
     """Why an attempt gave no answer.
 
     Args:
@@ -119,7 +119,7 @@ class OpenAIBackend(ChatBackend):
     """Chat completions of OpenAI-compatible servers; see :class:`causalneg.llm.chat.ChatBackend`.
 
     All endpoints serve the same model. Making one asks each endpoint for its models, so that a missing
-    server, a wrong key or an unknown model is told at once.
+    server, a wrong key or an unknown model is refused at once.
 
     Args:
         model: Name of the model, as the servers have it.
@@ -218,8 +218,8 @@ class OpenAIBackend(ChatBackend):
         except BaseException:
             self.close()
             raise
-        told = [e.context for e in self._endpoints if e.context is not None]
-        self._context = context if context is not None else min(told, default=None)
+        known = [e.context for e in self._endpoints if e.context is not None]
+        self._context = context if context is not None else min(known, default=None)
 
     @property
     def context(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Small language models of our own: a tokenizer trained on given texts, and a Qwen3 beside it."""
+"""Small language models from scratch: a tokenizer trained on given texts, and a Qwen3 beside it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ schema; since every text in the schema has a longest length, every answer ends.
 
 Data parallel means several engines, each in a process and on devices of its own. vLLM itself is imported only
 when an engine is made.
+
+Over 400 lines: the engine, and the processes that hold several.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import faiss
 import numpy as np
 import torch
 from annotated_types import Ge
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 
-from causalneg.search.base import Collection, ordered
+from causalneg.search.base import Collection, Found, ordered
 from causalneg.search.dense import QUERIES, DenseSearcher, blocks, check_vectors, chosen_scores, norms_of
 from common.errors import BackendError, ConfigError
 
@@ -28,11 +28,10 @@ class ApproximateSearcher(DenseSearcher):
 
     Args:
         collection: The documents.
-        effort: Candidates that ``hnsw`` looks at, lists that ``ivf`` looks into; more is slower and better.
         block: Documents read at a time.
     """
 
-    index: Index
+    index: ClassVar[Index]
 
     def __init__(
         self,
@@ -44,9 +43,7 @@ class ApproximateSearcher(DenseSearcher):
         super().__init__(collection)
         self.effort, self.block = effort, block
 
-    def find(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """The k best documents of every query embedding."""
         return approximate_search(
             queries,
@@ -60,13 +57,21 @@ class ApproximateSearcher(DenseSearcher):
 
 
 class HNSWSearcher(ApproximateSearcher):
-    """Along the links of a graph of near neighbours."""
+    """Along the links of a graph of near neighbours.
+
+    Args:
+        effort: Candidates that are looked at for a query; more is slower and better.
+    """
 
     index = "hnsw"
 
 
 class IVFSearcher(ApproximateSearcher):
-    """In the lists whose centres are nearest."""
+    """In the lists whose centres are nearest.
+
+    Args:
+        effort: Lists that are looked into for a query; more is slower and better.
+    """
 
     index = "ivf"
 
@@ -80,7 +85,7 @@ def approximate_search(
     devices: Sequence[str] = (),
     block: int = 16_384,
     effort: int = 128,
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     """K documents with a large inner product for every query, most of them the largest.
 
     Embeddings are kept in 16 bits (half the memory); what faiss finds is scored and sorted as
@@ -172,7 +177,7 @@ def search_index(
     *,
     index: Index,
     effort: int = 128,
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     """Search an index that :func:`build_index` made; scores and order as :func:`approximate_search`.
 
     Args:

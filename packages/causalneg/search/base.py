@@ -20,6 +20,9 @@ from causalneg.encoders.cache import corpus_embeddings
 from causalneg.text.language import Language, detect_language, find_language
 from common.errors import DataError
 
+Found = tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]
+"""Scores and rows of the k best documents of each query."""
+
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "texts dim"]]
 """Gives the embeddings of some texts, in their order."""
 
@@ -132,9 +135,7 @@ class Searcher(ABC):
     """What to do where most queries match no document."""
 
     @abstractmethod
-    def search(
-        self, queries: Sequence[str], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def search(self, queries: Sequence[str], k: int) -> Found:
         """The k best documents of every query.
 
         Args:
@@ -178,7 +179,7 @@ def unmatched_warning(searcher: Searcher, rows: Int[np.ndarray, "queries k"]) ->
 
 def ordered(
     scores: Float32[np.ndarray, "queries found"], rows: Int[np.ndarray, "queries found"], k: int
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     """The first k by falling score, then rising row."""
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1).astype(np.int64)

@@ -9,9 +9,9 @@ import numpy as np
 import scipy.sparse
 import Stemmer
 from annotated_types import Ge, Le
-from jaxtyping import Float32, Int, Int64
+from jaxtyping import Float32, Int
 
-from causalneg.search.base import Collection, Searcher, highest
+from causalneg.search.base import Collection, Found, Searcher, highest
 from causalneg.text.language import find_language, split_signs
 from common.errors import ConfigError, DataError, suggest
 
@@ -139,21 +139,8 @@ class BM25(Searcher):
             (np.ones(len(ids)), ids, ends), shape=(len(queries), self._weights.shape[0])
         )
 
-    def search(
-        self, queries: Sequence[str], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
-        """The k best documents of every query; only those that share a word with it are found.
-
-        Args:
-            queries: The queries.
-            k: How many documents; cut to the number of documents there are.
-
-        Returns:
-            Scores and rows, see :mod:`causalneg.search.base`.
-
-        Raises:
-            ConfigError: k is below 1.
-        """
+    def search(self, queries: Sequence[str], k: int) -> Found:
+        """The k best documents that share a word with each query; see :meth:`Searcher.search`."""
         if k < 1:
             raise ConfigError(f"k must be 1 or more, got {k}")
         k = min(k, len(self))
@@ -174,13 +161,7 @@ class BM25(Searcher):
     def score(
         self, queries: Sequence[str], query: Int[np.ndarray, " pairs"], row: Int[np.ndarray, " pairs"]
     ) -> Float32[np.ndarray, " pairs"]:
-        """Scores of chosen pairs, exactly as :meth:`search` gives them; 0 for a pair without a shared word.
-
-        Args:
-            queries: The queries.
-            query: Position of the query of each pair.
-            row: Row of the document of each pair.
-        """
+        """Scores of chosen pairs, 0 for one without a shared word; see :meth:`Searcher.score`."""
         counts, out = self._counts(queries), np.empty(len(query), dtype=np.float32)
         for start in range(0, len(query), _PAIRS):
             part = slice(start, start + _PAIRS)

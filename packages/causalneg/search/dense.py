@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int
 
-from causalneg.search.base import Collection, Searcher
+from causalneg.search.base import Collection, Found, Searcher
 from common.errors import BackendError, ConfigError, DataError
 
 QUERIES = 256
@@ -137,14 +137,10 @@ class DenseSearcher(Searcher):
         self._asked: tuple[list[str], Float[np.ndarray, "queries dim"]] | None = None
 
     @abstractmethod
-    def find(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """The k best documents of every query embedding."""
 
-    def search(
-        self, queries: Sequence[str], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def search(self, queries: Sequence[str], k: int) -> Found:
         """The k best documents of every query; see :meth:`Searcher.search`."""
         return self.find(self._embedded(queries), k)
 

@@ -10,10 +10,10 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from causalneg.search.base import Collection, highest, ordered
+from causalneg.search.base import Collection, Found, highest, ordered
 from causalneg.search.dense import (
     NUMBERS,
     QUERIES,
@@ -41,9 +41,7 @@ class ExactSearcher(DenseSearcher):
         super().__init__(collection)
         self.block = block
 
-    def find(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """The k best documents of every query embedding."""
         collection = self.collection
         return exact_search(queries, collection.embeddings, k, devices=collection.devices, block=self.block)
@@ -56,7 +54,7 @@ def exact_search(
     *,
     devices: Sequence[str] = (),
     block: int = 16_384,
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     """The k documents with the largest inner product for every query.
 
     Multiplies block by block in 32 bits and keeps some more than k, scores these again in 64 bits and sorts
@@ -109,7 +107,7 @@ def _exact(
     devices: Sequence[torch.device],
     block: int,
     norms: Float64[np.ndarray, " queries"],
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     count, dim = documents.shape
     more = min(count, k + max(32, k // 8))
     ends = np.linspace(0, count, len(devices) + 1).astype(int).tolist()
@@ -207,7 +205,7 @@ def _stream64(
     documents: Float[np.ndarray, "documents dim"],
     k: int,
     block: int,
-) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+) -> Found:
     """The best k by 64-bit products, rounded; of equal ones the lower row."""
     scores = np.empty((len(queries), k), dtype=np.float32)
     rows = np.empty((len(queries), k), dtype=np.int64)

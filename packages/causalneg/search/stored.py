@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import faiss
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 
 from causalneg.encoders import Encoder, encode
 from causalneg.search.approximate import Index, build_index, search_index
+from causalneg.search.base import Found
 from causalneg.search.exact import exact_search
 from causalneg.search.vectors import VectorFolder
 from common.errors import ConfigError, DataError
@@ -143,9 +144,7 @@ class StoredSearch:
             raise DataError("there is no encoder; name it with --encoder")
         return encode(self.encoder, self.encoder.tokenize(texts, query=query), query=query)
 
-    def find(
-        self, queries: Float[np.ndarray, "queries dim"], k: int
-    ) -> tuple[Float32[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
+    def find(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """Scores and rows of the k best documents of every query; see :mod:`causalneg.search.base`."""
         if self._built is None:
             return exact_search(queries, self.folder.vectors, k, devices=self.devices)

@@ -49,10 +49,10 @@ def check_arms(arms: Mapping[str, TrainConfig]) -> None:
             if not any(entry.count for entry in config.sets):
                 free.append("loss.in_batch")
         for key in dict.fromkeys([*flat[reference], *flat[name]]):
-            ours, theirs = flat[name].get(key), flat[reference].get(key)
-            if ours != theirs and not any(key == own or key.startswith(f"{own}.") for own in free):
+            value, other = flat[name].get(key), flat[reference].get(key)
+            if value != other and not any(key == own or key.startswith(f"{own}.") for own in free):
                 found.append(
-                    f"arm {name}: {key} is {ours!r}, but {theirs!r} in arm {reference}; arms may differ in "
+                    f"arm {name}: {key} is {value!r}, but {other!r} in arm {reference}; arms may differ in "
                     "their negatives and their regulariser only"
                 )
     ConfigError.raise_if(found)

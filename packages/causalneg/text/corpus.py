@@ -1,4 +1,7 @@
-"""What a corpus teaches a writer without a model: which words are rare, what there is of each kind."""
+"""What a corpus teaches a writer without a model: which words are rare, what there is of each kind.
+
+Over 400 lines: what is learned in one pass over the documents, and the questions that it answers.
+"""
 
 from __future__ import annotations
 

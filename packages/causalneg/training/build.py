@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from causalneg.encoders import Encoder
+from causalneg.encoders.registry import encoder_class
 from causalneg.training.config import TrainConfig
 from causalneg.training.module import Measure, RetrievalModule
 
@@ -19,7 +20,12 @@ def make_encoder(config: TrainConfig, texts: Sequence[str]) -> Encoder:
         texts: The corpus, for encoders that make their vocabulary from it.
     """
     torch.manual_seed(config.seed)
-    return config.encoder.build(texts=texts, seed=config.seed)
+    encoder = config.encoder.build(texts=texts, seed=config.seed)
+    if encoder_class(encoder.kind) is not type(encoder):
+        raise TypeError(
+            f"{type(encoder)!r}: kind is {encoder.kind!r}, which is registered for another encoder"
+        )
+    return encoder
 
 
 def make_module(

@@ -13,7 +13,7 @@ first one's, chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -170,21 +170,3 @@ def cached_embeddings(encoder: Encoder, chunks: Sequence[TokenChunk]) -> Float[T
     weights = [weight for weight in encoder.parameters() if weight.requires_grad]
     out: Tensor = _Replay.apply(encoder, chunks, *weights)  # type: ignore[no-untyped-call]
     return out
-
-
-def cached_loss(
-    encoder: Encoder,
-    batches: Sequence[Sequence[TokenChunk]],
-    loss: Callable[[list[Tensor]], Tensor],
-) -> Float[Tensor, ""]:
-    """A loss on the vectors of several sets of texts, with cached gradients.
-
-    The value and the gradients are those of encoding every set at once. Return it from a
-    ``training_step``: its ``backward`` does the second pass.
-
-    Args:
-        encoder: The encoder.
-        batches: Sets of texts (queries, passages), each as chunks.
-        loss: Gives the loss, from one matrix of vectors per set, rows in the order of the chunks.
-    """
-    return loss([cached_embeddings(encoder, chunks) for chunks in batches])

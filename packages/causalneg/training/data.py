@@ -6,9 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from causalneg.data import Dataset as Retrieval
 from causalneg.data import passage_key, resolve_passage
 from causalneg.data.dataset import PassageKey as Key
-from causalneg.data.dataset import text_key
+from causalneg.data.dataset import PassagePool, text_key
 from causalneg.data.schema import Example, Negative, Passage, Query
 from causalneg.encoders import Encoder
 from common.errors import DataError
 from common.ragged import Ragged
-from common.training.fit import position
+from common.training.data import ResumableData
 
 
 def combine(
@@ -172,16 +170,8 @@ class TrainingSet(Dataset[Batch]):
         if not 0 <= voice_share <= 1:
             raise ValueError(f"voice_share must lie in [0, 1], got {voice_share}")
         self.examples, self.seed, self.voice_share = list(examples), seed, voice_share
-        pool: dict[Key, int] = {}
-        passages: list[Passage] = []
-
-        def row(passage: Passage) -> int:
-            key = passage_key(passage)
-            if key not in pool:
-                pool[key] = len(passages)
-                passages.append(passage)
-            return pool[key]
-
+        pool = PassagePool()
+        row, passages = pool.row, pool.passages
         positives = [[row(p) for p in e.positives] for e in self.examples]
         negatives = [[row(n) for n in e.negatives] for e in self.examples]
         generated = [n.source == "generated" for e in self.examples for n in e.negatives]
@@ -370,7 +360,7 @@ class Shuffled(Sampler[Int[np.ndarray, " chosen"]]):
             yield order[at : at + self.batch_size]
 
 
-class RetrievalData(L.LightningDataModule):
+class RetrievalData(ResumableData):
     """Batches of a training set, and the place reached in an epoch.
 
     Args:
@@ -382,7 +372,6 @@ class RetrievalData(L.LightningDataModule):
     def __init__(self, training: TrainingSet, *, batch_size: int, seed: int = 0) -> None:
         super().__init__()
         self.training, self.batch_size, self.seed = training, batch_size, seed
-        self._resume = (0, 0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; after a resume the first epoch goes on where it stopped."""
@@ -390,34 +379,15 @@ class RetrievalData(L.LightningDataModule):
         def begin(epoch: int) -> None:
             self.training.epoch = epoch
 
-        trainer = self.trainer
         sampler = Shuffled(
             len(self.training),
             batch_size=self.batch_size,
             seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            processes=trainer.world_size if trainer else 1,
+            rank=self.rank,
+            processes=self.processes,
             on_epoch=begin,
         )
-        sampler.epoch, sampler.skip = self._resume
-        self._resume = (0, 0)
-        return DataLoader(self.training, sampler=sampler, batch_size=None)
-
-    def transfer_batch_to_device(
-        self, batch: Batch | Tensor, device: Any, dataloader_idx: int
-    ) -> Batch | Tensor:
-        """Move a batch, asynchronously where its memory is pinned."""
-        return batch.to(device, non_blocking=True)
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches are done."""
-        assert self.trainer is not None
-        epoch, batches = position(self.trainer)
-        return {"epoch": epoch, "batches": batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the batches that are done."""
-        self._resume = (state["epoch"], state["batches"])
+        return DataLoader(self.training, sampler=self.resumed(sampler), batch_size=None)
 
 
 class _Nothing(Dataset[Tensor]):

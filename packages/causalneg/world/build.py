@@ -10,7 +10,7 @@ from causalneg.text.style import has_style, stylise
 from causalneg.world.communities import Community, entities_in
 from causalneg.world.language import Fact
 from causalneg.world.lexicon import RELATIONS
-from causalneg.world.needs import SOUGHT, VIA, Judge, Need, Pattern, QuestionKind, solve
+from causalneg.world.needs import SOUGHT, VIA, Need, Oracle, Pattern, QuestionKind, solve
 from causalneg.world.questions import ask
 from causalneg.world.writing import render
 from common.errors import ConfigError
@@ -65,7 +65,7 @@ class _Passages:
                 facts.append(self.rng.choice(near))
 
     def _as_stated(self, fact: Fact) -> Fact:
-        """A fact with its year, or at times without; a number is never told without its year."""
+        """A fact with its year, or at times without; a number is never stated without its year."""
         dated = RELATIONS[fact.relation].object == "number" or self.rng.random() < _SHARE_DATED
         return fact if dated else replace(fact, year=None)
 
@@ -116,9 +116,9 @@ class _Asker:
     """Draws needs that the passages of one community answer."""
 
     def __init__(
-        self, split: str, passages: Sequence[Stated], rows: Sequence[int], judge: Judge, rng: random.Random
+        self, split: str, passages: Sequence[Stated], rows: Sequence[int], oracle: Oracle, rng: random.Random
     ) -> None:
-        self.split, self.passages, self.rows, self.judge, self.rng = split, passages, rows, judge, rng
+        self.split, self.passages, self.rows, self.oracle, self.rng = split, passages, rows, oracle, rng
         self.makers: dict[str, Callable[[Sequence[Fact]], Need | None]] = {
             "single": self._single,
             "dated": self._dated,
@@ -135,7 +135,7 @@ class _Asker:
 
     def _need(self, kind: QuestionKind, patterns: tuple[Pattern, ...], kinds: dict[str, str]) -> Need | None:
         """The need of patterns, unless it is trivial or has too many answers."""
-        found = {str(solution[SOUGHT]) for solution in self.judge.solutions(patterns)}
+        found = {str(solution[SOUGHT]) for solution in self.oracle.solutions(patterns)}
         need = Need("", kind, patterns, kinds, tuple(sorted(found)), self.split)  # type: ignore[arg-type]
         named = {name for pattern in patterns for name in pattern.constants()}
         return need if 1 <= len(found) <= _MOST_ANSWERS and not found & named else None
@@ -161,7 +161,7 @@ class _Asker:
             return None
         sought = "object" if relation.object == "number" else self.rng.choice(("subject", "object"))
         opened = _open(Pattern(*_ends(fact), fact.year), sought, SOUGHT)
-        without = {str(s[SOUGHT]) for s in self.judge.solutions([Pattern(*_ends(opened))])}
+        without = {str(s[SOUGHT]) for s in self.oracle.solutions([Pattern(*_ends(opened))])}
         need = self._need("constrained", (opened,), {SOUGHT: str(getattr(relation, sought))})
         return need if need is not None and len(without) > len(need.answers) else None
 
@@ -273,7 +273,7 @@ def make_questions(
         rows[passage.community].append(row)
     for number, community in enumerate(communities):
         quota = questions // len(communities) + (number < questions % len(communities))
-        asker = _Asker(community.split, passages, rows[number], Judge(community.all_facts), rng)
+        asker = _Asker(community.split, passages, rows[number], Oracle(community.all_facts), rng)
         seen: set[str | tuple[Pattern, ...]] = set()
         for _ in range(quota):
             (form,) = rng.choices(list(FORMS), list(FORMS.values()))

@@ -109,7 +109,7 @@ class _Theme:
         }
 
     def some(self, kind: Kind, count: int | None = None) -> list[str]:
-        """Members of a kind in mixed order; all of them unless told how many."""
+        """Members of a kind in mixed order; all of them by default."""
         names = self.members[kind]
         return self.rng.sample(names, len(names) if count is None else count)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from causalneg.world.language import Clause, Fact, Sentence, kind_of, names_in, parse, read, write_sentence
 from causalneg.world.lexicon import RELATIONS, Kind
-from causalneg.world.needs import VIA, Judge, Need, Requirement, is_variable, solve
+from causalneg.world.needs import VIA, Need, NeedRequirement, Oracle, is_variable, solve
 from causalneg.world.writing import draw_clause, draw_sentences, first_name, fitting_stand_in, join, settle
 
 EditStrategy = Literal[
@@ -45,7 +45,7 @@ class Edit:
     """
 
     text: str
-    requirement: Requirement
+    requirement: NeedRequirement
     strategy: EditStrategy
 
 
@@ -104,7 +104,7 @@ class Editor:
         entities: Names by kind.
         splits: Split of each name; an entity is replaced by one of its own split.
         facts: All that is true.
-        judge: Decides what a text does for a need.
+        oracle: Decides what a text does for a need.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Editor:
         entities: Mapping[Kind, Sequence[str]],
         splits: Mapping[str, str],
         facts: Sequence[Fact],
-        judge: Judge,
+        oracle: Oracle,
     ) -> None:
-        self._judge = judge
+        self._oracle = oracle
         self._peers: dict[tuple[Kind, str], list[str]] = {}
         for kind, names in entities.items():
             for name in names:
@@ -149,7 +149,7 @@ class Editor:
         """
         sentences = read(text)
         facts = [fact for sentence in sentences for fact in sentence.facts]
-        if self._judge.verdict(need, facts, ()) != "answers":
+        if self._oracle.verdict(need, facts, ()) != "answers":
             return None
         for _ in range(_TRIES):
             made = self._makers[strategy](need, sentences, rng)
@@ -157,9 +157,9 @@ class Editor:
                 continue
             edited = join(settle(made))
             stated, names = parse(edited), names_in(edited)
-            if self._judge.verdict(need, stated, names) != "related":
+            if self._oracle.verdict(need, stated, names) != "related":
                 continue
-            violated = self._judge.violated(need, stated, names)
+            violated = self._oracle.violated(need, stated, names)
             if len(violated) == 1 and violated[0].key.startswith(_TARGETS[strategy]):
                 return Edit(edited, violated[0], strategy)
         return None
@@ -184,8 +184,8 @@ class Editor:
                 return None
             edited = join(settle(made))
             stated, names = parse(edited), names_in(edited)
-            related = self._judge.verdict(need, stated, names) == "related"
-            if related and len(self._judge.violated(need, stated, names)) == 2:
+            related = self._oracle.verdict(need, stated, names) == "related"
+            if related and len(self._oracle.violated(need, stated, names)) == 2:
                 return edited
         return None
 
@@ -334,8 +334,8 @@ class Editor:
             return None
         years = {
             true.year
-            for solution in self._judge.solutions(need.patterns)
-            for true in self._judge.true_facts(need.patterns[0].bind(solution))
+            for solution in self._oracle.solutions(need.patterns)
+            for true in self._oracle.true_facts(need.patterns[0].bind(solution))
             if solve([need.patterns[0].bind(solution)], [true])
         }
         asked = min((year for year in years if year is not None), default=None)

@@ -1,4 +1,7 @@
-"""The words of the world: name parts by type, relations and how they are put, and sentences of no account."""
+"""The words of the world: name parts by type, relations and how they are put, and sentences of no account.
+
+Over 400 lines: word lists.
+"""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def solve(
     return found
 
 
-class Requirement(NamedTuple):
+class NeedRequirement(NamedTuple):
     """One thing that a text must do to answer a question.
 
     Args:
@@ -169,14 +169,14 @@ def _describe(value: str | int | None, kinds: Mapping[str, str]) -> str:
     return f"the {SORT_NOUNS[kinds[value]]} between"  # type: ignore[index]
 
 
-def requirements_of(need: Need) -> list[Requirement]:
+def requirements_of(need: Need) -> list[NeedRequirement]:
     """The requirements of a need, each of which can be relaxed alone.
 
     Args:
         need: What is asked for.
     """
     found = [
-        Requirement("entity", f"It speaks of {name}, not of another {kind_of(name)}.", f"entity:{name}")
+        NeedRequirement("entity", f"It speaks of {name}, not of another {kind_of(name)}.", f"entity:{name}")
         for name in need.entities
     ]
     for number, pattern in enumerate(need.patterns):
@@ -185,12 +185,12 @@ def requirements_of(need: Need) -> list[Requirement]:
         fact = f"{_describe(pattern.subject, need.kinds)} {said}"
         if isinstance(pattern.year, int):
             dated = f"It says that {fact} in {pattern.year}, not in another year."
-            found.append(Requirement("constraint", dated, f"year:{number}"))
+            found.append(NeedRequirement("constraint", dated, f"year:{number}"))
         bound = f"It says that {fact}, not the other way round or otherwise."
-        found.append(Requirement("relation", bound, f"relation:{number}"))
+        found.append(NeedRequirement("relation", bound, f"relation:{number}"))
         facet: Facet = "attribute" if number == 0 else "reasoning" if need.kind == "two-hop" else "constraint"
         when = ", and when" if is_variable(pattern.year) else ""
-        found.append(Requirement(facet, f"It tells at all that {fact}{when}.", f"stated:{number}"))
+        found.append(NeedRequirement(facet, f"It tells at all that {fact}{when}.", f"stated:{number}"))
     return found
 
 
@@ -218,7 +218,7 @@ def _relaxed(need: Need, keys: Sequence[str]) -> tuple[list[Pattern], dict[str, 
     return patterns, kinds, [name for name in left if name not in freed]
 
 
-class Judge:
+class Oracle:
     """Decides what facts do for needs, by the true facts of a world.
 
     Args:
@@ -290,7 +290,7 @@ class Judge:
                 return True
         return False
 
-    def violated(self, need: Need, facts: Sequence[Fact], names: Iterable[str]) -> list[Requirement]:
+    def violated(self, need: Need, facts: Sequence[Fact], names: Iterable[str]) -> list[NeedRequirement]:
         """The fewest requirements whose relaxation would make the facts an answer; none if they are one.
 
         Of several smallest sets the first one counts, in the order of :func:`requirements_of`. A text that

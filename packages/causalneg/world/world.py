@@ -17,7 +17,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from causalneg.data import write_dataset
 from causalneg.data.schema import Document, Query
@@ -29,13 +31,15 @@ from causalneg.world.communities import PASSAGES_PER_COMMUNITY, make_communities
 from causalneg.world.edits import Edit
 from causalneg.world.language import Fact
 from causalneg.world.lexicon import Kind
-from causalneg.world.needs import Judge, Need, Pattern, Requirement, TextVerdict, requirements_of
+from causalneg.world.needs import Need, NeedRequirement, Oracle, Pattern, TextVerdict, requirements_of
+from common.config import Share, checked
 from common.errors import ConfigError, DataError
 from common.files import atomic_folder
 
 VERSION = 2
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """The settings of a world.
@@ -52,29 +56,18 @@ class WorldConfig:
         ConfigError: Values that make no world; all of them are named.
     """
 
-    passages: int = 20_000
-    questions: int = 8_000
-    seed: int = 0
-    style_share: float = 0.35
-    mixed_share: float = 0.5
-    mixed_strength: float = 1.0
+    passages: Annotated[int, Ge(60)] = 20_000
+    questions: Annotated[int, Ge(6)] = 8_000
+    seed: Annotated[int, Ge(0)] = 0
+    style_share: Share = 0.35
+    mixed_share: Share = 0.5
+    mixed_strength: Share = 1.0
 
     def __post_init__(self) -> None:
-        """Check all values together."""
+        """Refuse more passages than there are names for."""
         most = name_capacity() * PASSAGES_PER_COMMUNITY
-        found = []
-        if not 60 <= self.passages <= most:
-            found.append(
-                f"passages: must be from 60 to {most}, for which there are names, got {self.passages}"
-            )
-        if self.questions < 6:
-            found.append(f"questions: must be at least 6, got {self.questions}")
-        if self.seed < 0:
-            found.append(f"seed: must not be negative, got {self.seed}")
-        for name in ("style_share", "mixed_share", "mixed_strength"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(f"{name}: must be between 0 and 1, got {getattr(self, name)}")
-        ConfigError.raise_if(found)
+        if self.passages > most:
+            raise ConfigError(f"passages: there are names for at most {most}, got {self.passages}")
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -226,8 +219,8 @@ class World:
         self.splits = splits
         self.facts = list(facts)
         self.needs = needs
-        self.judge = Judge(facts)
-        self._editor = editing.Editor(entities, splits, self.facts, self.judge)
+        self.oracle = Oracle(facts)
+        self._editor = editing.Editor(entities, splits, self.facts, self.oracle)
 
     @classmethod
     def open(cls, path: Path) -> World:
@@ -297,19 +290,19 @@ class World:
         return self.verdict(query_id, text) == "answers"
 
     def verdict(self, query_id: str, text: str) -> TextVerdict:
-        """What a text does for a question; see :meth:`causalneg.world.needs.Judge.verdict`."""
-        return self.judge.verdict(self.need(query_id), *_said(text))
+        """What a text does for a question; see :meth:`causalneg.world.needs.Oracle.verdict`."""
+        return self.oracle.verdict(self.need(query_id), *_said(text))
 
-    def requirements(self, query_id: str) -> list[Requirement]:
+    def requirements(self, query_id: str) -> list[NeedRequirement]:
         """What a text must do to answer a question, one thing at a time."""
         return requirements_of(self.need(query_id))
 
-    def violates(self, query_id: str, text: str) -> list[Requirement]:
+    def violates(self, query_id: str, text: str) -> list[NeedRequirement]:
         """The fewest requirements that stand between a text and an answer; empty if it states one.
 
-        See :meth:`causalneg.world.needs.Judge.violated`.
+        See :meth:`causalneg.world.needs.Oracle.violated`.
         """
-        return self.judge.violated(self.need(query_id), *_said(text))
+        return self.oracle.violated(self.need(query_id), *_said(text))
 
     def render(self, facts: Sequence[Fact], rng: random.Random, *, topic: str | None = None) -> str:
         """A passage that states these facts and no other; see :func:`causalneg.world.writing.render`."""

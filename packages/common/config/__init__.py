@@ -5,20 +5,27 @@ A component's constructor is its config: a :class:`Registry` holds named constru
 every key.
 """
 
+from common.config.checked import Dropout, Positive, Share, checked
 from common.config.listing import Setting, settings
 from common.config.load import load
-from common.config.plain import config_hash, save, to_dict, to_yaml
+from common.config.plain import config_hash, plain_value, save, to_dict, to_yaml
 from common.config.registry import Component, Registry
-from common.config.typed import MISSING
+from common.config.typed import MISSING, read_component
 from common.config.yaml_text import read_yaml
 
 __all__ = [
     "MISSING",
     "Component",
+    "Dropout",
+    "Positive",
     "Registry",
     "Setting",
+    "Share",
+    "checked",
     "config_hash",
     "load",
+    "plain_value",
+    "read_component",
     "read_yaml",
     "save",
     "settings",

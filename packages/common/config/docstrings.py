@@ -13,9 +13,18 @@ def meanings(documented: Any) -> dict[str, str]:
     """The first sentence about each argument in the ``Args:`` of a Google-style docstring.
 
     Args:
-        documented: A class, a function or a class method.
+        documented: A class, whose docstring adds to those of its bases; a function or a class method.
     """
-    sections = re.split(r"^Args:$", inspect.getdoc(documented) or "", maxsplit=1, flags=re.MULTILINE)
+    if not isinstance(documented, type):
+        return _meanings(inspect.getdoc(documented) or "")
+    found: dict[str, str] = {}
+    for base in reversed(documented.__mro__):
+        found |= _meanings(inspect.cleandoc(vars(base).get("__doc__") or ""))
+    return found
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    sections = re.split(r"^Args:$", docstring, maxsplit=1, flags=re.MULTILINE)
     if len(sections) == 1:
         return {}
     found: dict[str, list[str]] = {}

@@ -8,14 +8,16 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from common.config.docstrings import meanings
 from common.config.leaves import is_union, members, read_leaf, type_name
 from common.config.plain import plain_value, to_dict
 from common.config.registry import Component, Parameter, Registry
-from common.config.yaml_text import WRONG, shown
+from common.config.yaml_text import WRONG, parse, shown
 from common.errors import ConfigError, nearest
+
+T = TypeVar("T")
 
 MISSING = "???"
 """A value that the user must still give, as OmegaConf writes it."""
@@ -30,9 +32,7 @@ def registry_of(kind: Any) -> Registry[Any] | None:
 def fields_of(kind: type) -> dict[str, Parameter]:
     """The settings of a dataclass."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    documented: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        documented |= meanings(base) if dataclasses.is_dataclass(base) else {}
+    documented = meanings(kind)
     found = {}
     for each in dataclasses.fields(kind):
         if each.init:
@@ -234,3 +234,34 @@ class Reader:
             close = next((key for key in self.all_keys if key.rsplit(".", 1)[-1] == last), None)
         hint = f"did you mean '{close}'?" if close else f"there are: {', '.join(siblings) or 'none'}"
         self.wrong(path, f"{words}; {hint}")
+
+
+def read_component(
+    registry: Registry[T], value: Any, where: str, overrides: Sequence[str] = ()
+) -> Component[T]:
+    """A component that stands alone: its name, or ``{name: hnsw, effort: 256}``.
+
+    Args:
+        registry: Where it is registered.
+        value: What was given: a name, a mapping, or one of them as YAML.
+        where: What it was given as, for error lines: ``"--index"``.
+        overrides: More settings, ``key=value``.
+
+    Raises:
+        ConfigError: There is no such component, or its settings have mistakes, all of them named.
+    """
+    mistakes: list[str] = []
+    if isinstance(value, str):
+        value = parse(value, mistakes, where)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            mistakes.append(f"{override!r} is not of the form key=value")
+        value = {**value, key: parse(text, mistakes, key)} if isinstance(value, Mapping) else value
+    ConfigError.raise_if(mistakes)
+    reader = Reader(origin=lambda _: "")
+    found: Component[T] = reader.component(registry, value, where, None)
+    ConfigError.raise_if(
+        line.removeprefix(": ").replace(f"{where}.name: ", f"{where}: ", 1) for line in reader.mistakes
+    )
+    return found

@@ -70,10 +70,7 @@ class JudgedRun:
 
     def ranking(self, query: str) -> list[str]:
         """Documents of a query, best first; equal scores (32 bits) by id, the last in byte order first."""
-        scores = self.run.get(query, {})
-        documents = sorted(scores, key=lambda document: document.encode(), reverse=True)
-        values = np.array([scores[document] for document in documents]).astype(np.float32)
-        return [documents[at] for at in np.argsort(-values, kind="stable")]
+        return _ranked(self.run.get(query, {}))
 
     def trec(self, measure: str) -> dict[str, float]:
         """A measure of trec_eval by query, such as ``"ndcg_cut.10"``; 0 for queries without documents."""
@@ -210,45 +207,12 @@ def write_trec(path: Path, run: Run, tag: str) -> None:
     with atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for query, scores in _checked(run).items():
             _word(query, "query id")
-            documents = sorted(scores, key=lambda document: document.encode(), reverse=True)
-            values = np.array([scores[document] for document in documents]).astype(np.float32)
-            for rank, at in enumerate(np.argsort(-values, kind="stable"), start=1):
-                document = _word(documents[at], "document id")
+            for rank, document in enumerate(_ranked(scores), start=1):
+                _word(document, "document id")
                 file.write(f"{query} Q0 {document} {rank} {scores[document]!r} {tag}\n")
 
 
-def read_trec(path: Path) -> dict[str, dict[str, float]]:
-    """Read a run file; ranks and tags are not looked at, as in trec_eval.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Scores.
-
-    Raises:
-        DataError: The file is missing, or a line is not ``query Q0 document rank score tag``, or has a
-            document twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: missing; give a run file with lines 'query Q0 document rank score tag'")
-    run: dict[str, dict[str, float]] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                query, _, document, _, written, _ = line.decode().split()
-                score = float(written)
-            except ValueError:
-                shown = line.decode(errors="replace").strip()[:80]
-                raise DataError(
-                    f"{path}:{number}: must be 'query Q0 document rank score tag', got '{shown}'"
-                ) from None
-            if not math.isfinite(score):
-                raise DataError(f"{path}:{number}: score {written} is not finite")
-            if document in run.setdefault(query, {}):
-                raise DataError(f"{path}:{number}: query '{query}' has document '{document}' twice")
-            run[query][document] = score
-    return run
+def _ranked(scores: Mapping[str, float]) -> list[str]:
+    documents = sorted(scores, key=lambda document: document.encode(), reverse=True)
+    values = np.array([scores[document] for document in documents]).astype(np.float32)
+    return [documents[at] for at in np.argsort(-values, kind="stable")]

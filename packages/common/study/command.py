@@ -14,7 +14,7 @@ from common.cli import report
 from common.errors import DataError, suggest
 
 if TYPE_CHECKING:
-    from common.study.execute import Failure
+    from common.study.execute import FailedRun
     from common.study.kind import P, R, S, StudyKind
 
 Action = Literal["run", "report", "tune"]
@@ -255,7 +255,7 @@ def run_study(
         _remember(study_file(kind, file), asked, out)
     head = Head(study.name, study.description, command, len({spec.key for spec in plan}), workers)
     worker = kind.worker(prepared, out)
-    failures: list[Failure] = []
+    failures: list[FailedRun] = []
     table: str | None
     if action == "report":
         table = write_results(kind, study, prepared, plan, out, head, report=report, again=True)

@@ -29,7 +29,7 @@ from common.training.run import CONFIG_FILE, RECORD_FILE
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRun:
     """A run that did not finish.
 
     Args:
@@ -163,7 +163,7 @@ def execute(
     threads: int = 1,
     tidy: Callable[[Path], None] = lambda folder: None,
     report: Callable[[str], None],
-) -> list[Failure]:
+) -> list[FailedRun]:
     """Do the runs that are not done yet.
 
     May be killed at any time: a later call resumes. A run that fails, or whose process dies, is reported and
@@ -196,7 +196,7 @@ def execute(
         return []
     total = len(waiting)
     report(f"{total} runs to do, {len(done)} already done")
-    failures: list[Failure] = []
+    failures: list[FailedRun] = []
     clean = False
     panel = _Panel(unique, done, out)
     slots = [_Slot(worker, out, threads) for _ in range(min(workers, total))]
@@ -209,7 +209,7 @@ def execute(
             for slot in [slot for slot in busy if slot.pipe in ready]:
                 spec, message = slot.spec, slot.result()
                 if spec is not None and message:
-                    failures.append(Failure(spec, message))
+                    failures.append(FailedRun(spec, message))
                 elif spec is not None:
                     tidy(out / spec.key)
                 if spec is not None:

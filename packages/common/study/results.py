@@ -16,7 +16,7 @@ from common.files import atomic_path, atomic_write
 from common.report.tables import format_number, markdown_table
 from common.stats.spread import spread
 from common.study.collect import finished_runs, tidy_frame
-from common.study.execute import Failure, Worker, execute
+from common.study.execute import FailedRun, Worker, execute
 from common.study.kind import Head, P, R, Report, S, StudyKind
 from common.study.page import PAGE, digest, study_page, write_page
 from common.study.plan import RunSpec, nested
@@ -175,7 +175,7 @@ def reproduce(
     workers: int = 2,
     threads: int = 1,
     report: Callable[[str], None],
-) -> tuple[str | None, list[Failure]]:
+) -> tuple[str | None, list[FailedRun]]:
     """Do the runs of a plan that are not done yet, and write what came out.
 
     Args:

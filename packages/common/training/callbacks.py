@@ -272,7 +272,7 @@ class Plateau(Callback):
         if math.isnan(value):
             # No verdict. Until there is one, the latest weights are the best known.
             self.improved = self.best is None
-            self._say_undefined()
+            self._report_undefined()
             return
         self.improved = self.best is None or self._sign * value > self._sign * self.best
         if self.improved:
@@ -283,7 +283,7 @@ class Plateau(Callback):
         if self.stopped:
             trainer.should_stop = True
 
-    def _say_undefined(self) -> None:
+    def _report_undefined(self) -> None:
         if not self._reported:
             self._reported = True
             self._report(

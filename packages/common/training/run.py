@@ -188,7 +188,7 @@ def _finished(task: Task, folder: Path, identity: Identity) -> Record | None:
 
     Raises:
         ConfigError: The folder holds another run.
-        DataError: What it holds cannot be told.
+        DataError: What it holds cannot be read.
     """
     if not (folder / RECORD_FILE).exists():
         left = [name for name in (CONFIG_FILE, CHECKPOINTS) if (folder / name).exists()]

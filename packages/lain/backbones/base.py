@@ -20,6 +20,15 @@ from lain.ops.spans import Spans, offsets_of
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """A number of behaviours; lengths of histories are 32-bit integers."""
 
+Table = Float[Tensor, "rows width"]
+"""Items, each once."""
+
+Targets = Float[Tensor, "samples width"]
+"""Each sample's target item."""
+
+Contexts = Float[Tensor, "samples context"]
+"""Each sample's user and context features; no features, no width."""
+
 
 @dataclass(frozen=True, eq=False)
 class Interests:
@@ -95,7 +104,7 @@ class Backbone(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+    def encode(self, table: Table, spans: Spans, length: LengthState) -> Memory:
         """What is kept of the histories.
 
         Args:
@@ -106,25 +115,12 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def score(
-        self,
-        memory: Memory,
-        target: Float[Tensor, "samples width"],
-        context: Float[Tensor, "samples context"],
-        length: LengthState,
-    ) -> Interests:
+    def score(self, memory: Memory, target: Targets, context: Contexts, length: LengthState) -> Interests:
         """The interests.
 
         Args:
             memory: The histories, one per sample.
-            target: Each sample's target item.
-            context: Each sample's user and context features; no features, no width.
+            target: The targets.
+            context: What else is known of the samples.
             length: The samples' true lengths.
         """
-
-
-def positive(**sizes: int) -> None:
-    """Raise ValueError, naming the argument and its value, unless all sizes are positive."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, Memory, positive
+from common.config import Positive, checked
+from lain.backbones.base import Backbone, Contexts, Interests, Memory, Table, Targets
 from lain.layers.attention import AttentionRecord, Start, start_projection
 from lain.length import LengthState, conditioned_logits
 from lain.ops.recurrence import GRU, PackedSpans
@@ -34,6 +35,7 @@ class States(Memory):
         return States(self.spans.take(history), self.rows, self.prompts, None)
 
 
+@checked
 class DIEN(Backbone):
     """Deep interest evolution network.
 
@@ -54,9 +56,8 @@ class DIEN(Backbone):
         ValueError: The width is not positive.
     """
 
-    def __init__(self, *, width: int, attention_start: Start = "identity") -> None:
+    def __init__(self, *, width: Positive, attention_start: Start = "identity") -> None:
         super().__init__()
-        positive(width=width)
         self.width = width
         start: Literal["identity", "uniform"] = "identity" if attention_start == "identity" else "uniform"
         self.extract = GRU(width, start=start)
@@ -74,7 +75,7 @@ class DIEN(Backbone):
         """The last state."""
         return self.width
 
-    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+    def encode(self, table: Table, spans: Spans, length: LengthState) -> Memory:
         """The states of the first recurrence, the prompts' before those of the behaviours."""
         prompts = length.prompts("long")
         count = 0 if prompts is None else prompts.shape[1]
@@ -85,13 +86,7 @@ class DIEN(Backbone):
         states, _ = self.extract(items, packed.index, None, packed.sizes)
         return States(packed.read, {"state": states}, count, packed)
 
-    def score(
-        self,
-        memory: Memory,
-        target: Float[Tensor, "samples width"],
-        context: Float[Tensor, "samples context"],
-        length: LengthState,
-    ) -> Interests:
+    def score(self, memory: Memory, target: Targets, context: Contexts, length: LengthState) -> Interests:
         """The evolved interest."""
         assert isinstance(memory, States)
         states, read, count = memory.rows["state"], memory.spans, memory.prompts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Interests, Memory, positive
+from common.config import Positive, checked
+from lain.backbones.base import Backbone, Contexts, Interests, Memory, Table, Targets
 from lain.layers.attention import AttentionRecord
 from lain.length import LengthState
 from lain.ops.linear import span_linear
@@ -43,6 +43,7 @@ class Dice(nn.Module):
         return (self.slope + p * (1 - self.slope)) * x
 
 
+@checked
 class DIN(Backbone):
     """Deep interest network.
 
@@ -67,14 +68,13 @@ class DIN(Backbone):
     def __init__(
         self,
         *,
-        width: int,
-        attention_hidden: Sequence[Annotated[int, Ge(1)]] = (64,),
+        width: Positive,
+        attention_hidden: Sequence[Positive] = (64,),
         attention_activation: Literal["dice", "relu"] = "dice",
     ) -> None:
         super().__init__()
         if not attention_hidden:
             raise ValueError("attention_hidden must name at least one width, got none")
-        positive(width=width, attention_hidden=min(attention_hidden))
         self.width = width
         activation = Dice if attention_activation == "dice" else lambda units: nn.ReLU()
         first, *rest = attention_hidden
@@ -97,17 +97,11 @@ class DIN(Backbone):
         """One interest vector."""
         return self.width
 
-    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+    def encode(self, table: Table, spans: Spans, length: LengthState) -> Memory:
         """The items: what the network makes of one depends on the target, or is too wide to keep."""
         return Memory(spans, {"item": table})
 
-    def score(
-        self,
-        memory: Memory,
-        target: Float[Tensor, "samples width"],
-        context: Float[Tensor, "samples context"],
-        length: LengthState,
-    ) -> Interests:
+    def score(self, memory: Memory, target: Targets, context: Contexts, length: LengthState) -> Interests:
         """The weighted sum of behaviours and prompts."""
         spans, table = memory.spans, memory.rows["item"]
         query, shift = length.query("long", target), length.key_shift("long")

@@ -10,7 +10,8 @@ from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from lain.backbones.base import Backbone, Count, Interests, Memory, positive
+from common.config import Positive, checked
+from lain.backbones.base import Backbone, Contexts, Count, Interests, Memory, Table, Targets
 from lain.layers.attention import Start, TargetAttention
 from lain.length import LengthState
 from lain.ops.products import span_dot
@@ -20,6 +21,7 @@ MOST_BITS = 1 << 20
 """Bits of a hash whose agreement a float32 counts exactly."""
 
 
+@checked
 class ETA(Backbone):
     """Efficient target attention.
 
@@ -46,16 +48,15 @@ class ETA(Backbone):
     def __init__(
         self,
         *,
-        width: int,
+        width: Positive,
         short_length: Count = 50,
         top_k: Count = 50,
         hash_bits: Annotated[int, Ge(1), Le(MOST_BITS)] = 32,
         attention_dim: Annotated[int, Ge(0)] = 0,
-        heads: Annotated[int, Ge(1)] = 2,
+        heads: Positive = 2,
         attention_start: Start = "identity",
     ) -> None:
         super().__init__()
-        positive(width=width, short_length=short_length, top_k=top_k, hash_bits=hash_bits, heads=heads)
         self.width, self.short_length, self.top_k, self.hash_bits = width, short_length, top_k, hash_bits
         self.attention_dim = attention_dim or width
         attention = partial(
@@ -85,18 +86,12 @@ class ETA(Backbone):
         up = items.detach() @ self.projection > 0
         return 2 * up.to(items.dtype) - 1
 
-    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+    def encode(self, table: Table, spans: Spans, length: LengthState) -> Memory:
         """Hashes of the items, and keys and values of both branches."""
         rows = self.short.project(table) | self.long.project(table)
         return Memory(spans, rows | {"hash": self.signs(table)[:, None]})
 
-    def score(
-        self,
-        memory: Memory,
-        target: Float[Tensor, "samples width"],
-        context: Float[Tensor, "samples context"],
-        length: LengthState,
-    ) -> Interests:
+    def score(self, memory: Memory, target: Targets, context: Contexts, length: LengthState) -> Interests:
         """Short interest beside long interest in what the hashes found."""
         spans, rows = memory.spans, memory.rows
         with torch.no_grad():

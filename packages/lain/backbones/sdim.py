@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -10,7 +9,8 @@ from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lain.backbones.base import Backbone, Count, Interests, Memory, positive
+from common.config import Positive, checked
+from lain.backbones.base import Backbone, Contexts, Count, Interests, Memory, Table, Targets
 from lain.layers.attention import Start, TargetAttention
 from lain.length import LengthState
 from lain.ops.products import span_sum
@@ -20,6 +20,7 @@ MOST_BITS = 63
 """Bits of a hash that fit into an integer."""
 
 
+@checked
 class SDIM(Backbone):
     """Sampling-based deep interest model.
 
@@ -46,30 +47,26 @@ class SDIM(Backbone):
     def __init__(
         self,
         *,
-        width: int,
+        width: Positive,
         short_length: Count = 50,
-        hashes: Annotated[int, Ge(1)] = 8,
+        hashes: Positive = 8,
         hash_bits: Annotated[int, Ge(1), Le(MOST_BITS)] = 3,
         attention_dim: Annotated[int, Ge(0)] = 0,
-        heads: Annotated[int, Ge(1)] = 2,
+        heads: Positive = 2,
         attention_start: Start = "identity",
     ) -> None:
         super().__init__()
-        positive(width=width, short_length=short_length, hashes=hashes, hash_bits=hash_bits, heads=heads)
-        if hash_bits > MOST_BITS:
-            raise ValueError(f"hash_bits must be at most {MOST_BITS}, got {hash_bits}")
         self.width, self.short_length, self.hashes, self.hash_bits = width, short_length, hashes, hash_bits
         self.attention_dim = attention_dim or width
-        attention = partial(
-            TargetAttention,
+        self.projection: Tensor
+        self.register_buffer("projection", torch.randn(width, hashes * hash_bits))
+        self.short = TargetAttention(
             width=width,
             attention_dim=self.attention_dim,
             heads=heads,
+            branch="short",
             start=attention_start,
         )
-        self.projection: Tensor
-        self.register_buffer("projection", torch.randn(width, hashes * hash_bits))
-        self.short = attention(branch="short")
 
     @property
     def branches(self) -> dict[str, int]:
@@ -87,17 +84,11 @@ class SDIM(Backbone):
         worth = torch.bitwise_left_shift(1, torch.arange(self.hash_bits, device=items.device))
         return (bits * worth).sum(-1)
 
-    def encode(self, table: Float[Tensor, "rows width"], spans: Spans, length: LengthState) -> Memory:
+    def encode(self, table: Table, spans: Spans, length: LengthState) -> Memory:
         """The items and their hashes, and keys and values of the short branch."""
         return Memory(spans, self.short.project(table) | {"item": table, "hash": self.signature(table)})
 
-    def score(
-        self,
-        memory: Memory,
-        target: Float[Tensor, "samples width"],
-        context: Float[Tensor, "samples context"],
-        length: LengthState,
-    ) -> Interests:
+    def score(self, memory: Memory, target: Targets, context: Contexts, length: LengthState) -> Interests:
         """Short interest beside the sums of colliding behaviours."""
         spans, rows = memory.spans, memory.rows
         table = rows["item"]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 from torch.utils.data import DataLoader
 
-from common.training.fit import position
+from common.training.data import ResumableData
 from lain.data.batch import Batch, Batches
 from lain.data.sampler import StratifiedBatchSampler
 from lain.data.store import Store
 
 
-class CTRData(L.LightningDataModule):
+class CTRData(ResumableData):
     """Batches of a prepared data set.
 
     Args:
@@ -52,8 +50,6 @@ class CTRData(L.LightningDataModule):
         self.columns = tuple(columns)
         for name in self.columns:
             self.store.column(name)
-        self._sampler: StratifiedBatchSampler | None = None
-        self._resume = (0, 0)
 
     def batches(self, split: str) -> Batches:
         """The batch maker of a split."""
@@ -68,19 +64,16 @@ class CTRData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of even cost; after a resume the first epoch goes on where it stopped."""
         batches = self.batches("train")
-        trainer = self.trainer
-        self._sampler = StratifiedBatchSampler(
+        sampler = StratifiedBatchSampler(
             batches.cost,
             batch_size=self.batch_size,
             seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            processes=trainer.world_size if trainer else 1,
+            rank=self.rank,
+            processes=self.processes,
         )
-        self._sampler.epoch, self._sampler.skip = self._resume
-        self._resume = (0, 0)
         return DataLoader(
             batches,
-            sampler=self._sampler,
+            sampler=self.resumed(sampler),
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -89,17 +82,3 @@ class CTRData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """The ``valid`` split."""
         return self.eval_loader("valid")
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Move a batch, asynchronously where its memory is pinned."""
-        return batch.to(device, non_blocking=True)
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches are done."""
-        assert self.trainer is not None
-        epoch, batches = position(self.trainer)
-        return {"epoch": epoch, "batches": batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the batches that are done."""
-        self._resume = (state["epoch"], state["batches"])

@@ -10,13 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from common.metrics.ctr import bucket_name
+from common.metrics.ctr import Bucket, bucket_name
 from lain.data.batch import Batches
 from lain.layers.attention import AttentionRecord
 from lain.model import CTRModel
 from lain.ops.spans import Spans
-
-Buckets = Sequence[tuple[int, int | None]]
 
 
 def gini(weight: Float[Tensor, " pairs"], spans: Spans) -> Float[Tensor, " samples"]:
@@ -74,7 +72,9 @@ def attention_shape(record: AttentionRecord) -> dict[str, Float[Tensor, " sample
     }
 
 
-def choose_rows(length: Int[np.ndarray, " rows"], buckets: Buckets, count: int) -> Int[np.ndarray, " chosen"]:
+def choose_rows(
+    length: Int[np.ndarray, " rows"], buckets: Sequence[Bucket], count: int
+) -> Int[np.ndarray, " chosen"]:
     """At most ``count`` rows of every bucket, spread evenly over the split, each row once."""
     chosen = []
     for low, high in buckets:
@@ -85,14 +85,14 @@ def choose_rows(length: Int[np.ndarray, " rows"], buckets: Buckets, count: int) 
 
 @torch.inference_mode()
 def attention_by_bucket(
-    model: CTRModel, batches: Batches, buckets: Buckets, *, rows: int = 500
+    model: CTRModel, batches: Batches, buckets: Sequence[Bucket], *, rows: int = 500
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Mean shape of the attention, by branch and bucket of true length.
 
     Args:
         model: A trained model.
         batches: Rows to look at.
-        buckets: Buckets of true length.
+        buckets: Sequence[Bucket] of true length.
         rows: Rows per bucket.
 
     Returns:

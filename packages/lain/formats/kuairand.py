@@ -7,17 +7,20 @@ test, clicked or not, in time order. A row sees those strictly earlier by ``time
 
 Outcome columns of a row and the statistics in item_features, which are taken over the whole period,
 are never read.
+
+Over 400 lines: one layout, from its five files to features, histories and splits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from annotated_types import Ge
 from jaxtyping import Bool, Int, Shaped, UInt8
 
 from common.errors import ConfigError
@@ -89,7 +92,9 @@ class _Exposures:
     in_test: Bool[np.ndarray, " rows"]
 
 
-def prepare_kuairand(source: Path, out: Path, valid_days: int, progress: Progress) -> None:
+def prepare_kuairand(
+    source: Path, out: Path, progress: Progress, *, valid_days: Annotated[int, Ge(0)] = 1
+) -> list[str]:
     """Prepare a KuaiRand folder.
 
     Train rows are val.parquet without its last days, valid rows those last days, test rows test.parquet;
@@ -100,8 +105,8 @@ def prepare_kuairand(source: Path, out: Path, valid_days: int, progress: Progres
     Args:
         source: The folder.
         out: The store to write.
-        valid_days: How many of the last days in val.parquet are the valid split; 0: there is none.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
+        valid_days: Last days of val.parquet that become the valid split; 0: there is none.
 
     Raises:
         ConfigError: ``valid_days`` leaves no rows to train on.
@@ -146,6 +151,7 @@ def prepare_kuairand(source: Path, out: Path, valid_days: int, progress: Progres
                 label=rows.label[chosen],
                 context={feature: values[chosen] for feature, values in context.items()},
             )
+    return []
 
 
 def _require_columns(tables: dict[str, Table]) -> None:

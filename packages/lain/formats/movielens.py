@@ -44,8 +44,8 @@ _SPLITS = ("train", "valid", "test")
 
 
 def prepare_movielens(
-    source: Path, out: Path, fractions: tuple[float, float, float], progress: Progress
-) -> None:
+    source: Path, out: Path, progress: Progress, *, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+) -> list[str]:
     """Prepare a MovieLens folder.
 
     The ratings of all users are split at two moments: the first part in time trains, the last part
@@ -55,8 +55,8 @@ def prepare_movielens(
     Args:
         source: The folder.
         out: The store to write.
-        fractions: Shares of the ratings that train, validate and test; the second and third may be 0.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
+        fractions: Shares of the ratings, in time order, that train, validate and test; the last two may be 0.
 
     Raises:
         ConfigError: The fractions are not shares of one.
@@ -109,6 +109,7 @@ def prepare_movielens(
                 length=earlier[chosen],
                 label=label[chosen],
             )
+    return []
 
 
 def _split_rows(

@@ -25,6 +25,8 @@ The schema is a small YAML file (``schema.yaml`` in the source folder unless ano
 
 ``kind`` is ``categorical`` (default), ``list`` or ``vector``; ``column`` is by default the feature's name.
 Without ``size`` the largest value plus one is taken, without ``width`` the longest list.
+
+Over 400 lines: one layout, from its schema to its store.
 """
 
 from __future__ import annotations
@@ -168,29 +170,29 @@ class _Source:
         return [f for f in self.features if f.source == source and f.name not in RESERVED]
 
 
-def prepare_reczoo(source: Path, out: Path, schema_file: Path | None, progress: Progress) -> None:
+def prepare_reczoo(source: Path, out: Path, progress: Progress, *, schema: Path | None = None) -> list[str]:
     """Prepare a folder in the reczoo x2 layout.
 
     Args:
         source: The folder.
         out: The store to write.
-        schema_file: The YAML file; None: ``schema.yaml`` in the folder.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
+        schema: YAML file that describes the columns; null: ``schema.yaml`` in the folder.
 
     Raises:
         ConfigError: The schema has mistakes.
         DataError: The files have mistakes.
     """
-    schema = _schema(source, schema_file or source / "schema.yaml")
-    opened = _open(source, schema, progress)
+    described = _schema(source, schema or source / "schema.yaml")
+    opened = _open(source, described, progress)
     sequence = _sequence_lengths(opened)
     writer = StoreWriter(
         out,
-        name=schema.name or source.resolve().name,
+        name=described.name or source.resolve().name,
         features=opened.features,
         num_items=opened.items.rows,
         num_users=opened.users.rows,
-        notes={"format": "reczoo", "label": schema.columns.label, UNLABELLED: opened.unlabelled},
+        notes={"format": "reczoo", "label": described.columns.label, UNLABELLED: opened.unlabelled},
     )
     with writer as store:
         with opened.mistakes.noted():
@@ -204,10 +206,11 @@ def prepare_reczoo(source: Path, out: Path, schema_file: Path | None, progress: 
     if "train" not in opened.splits:
         report(f"note: {source} has no train.parquet: {out} can be scored by a run, and not be trained on")
     for name in opened.unlabelled:
-        label = schema.columns.label
+        label = described.columns.label
         report(
             f"note: {source / name}.parquet has no column '{label}': its rows can be scored, not evaluated"
         )
+    return []
 
 
 def _schema(source: Path, file: Path) -> Schema:

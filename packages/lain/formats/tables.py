@@ -1,6 +1,8 @@
 """Source tables read in pieces; every mistake in them becomes one line with file, column and row.
 
 Rows are counted from 0, the header of a CSV file not being one.
+
+Over 400 lines: Parquet and CSV side by side, with the same checks and the same error lines.
 """
 
 from __future__ import annotations
@@ -161,7 +163,7 @@ class Table:
     Args:
         path: The file.
         mistakes: Where mistakes go.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
     """
 
     def __init__(self, path: Path, mistakes: Mistakes, progress: Progress) -> None:
@@ -351,7 +353,7 @@ class CsvTable:
         path: The file.
         columns: The columns that are needed; others are not read.
         mistakes: Where mistakes go.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
     """
 
     def __init__(self, path: Path, columns: Collection[str], mistakes: Mistakes, progress: Progress) -> None:

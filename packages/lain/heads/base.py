@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from common.config import Positive
+
+Widths = Sequence[Positive]
+"""Widths of layers."""
+
 
 class Condition(nn.Module):
     """A vector c acts on activations x: x + W c, or (``film``) x (1 + W_1 c) + W_2 c. W starts at zero.
@@ -84,18 +89,6 @@ class Head(nn.Module, ABC):
         return out
 
 
-def check_layers(hidden: Sequence[int], dropout: float, name: str = "hidden") -> None:
-    """Refuse widths or a dropout that make no layers.
-
-    Raises:
-        ValueError: No layer, a width below 1, or a dropout outside [0, 1).
-    """
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"{name} must name positive widths, got {list(hidden)}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-
-
 def layers(
     width: int, hidden: Sequence[int], *, dropout: float = 0.0, batch_norm: bool = False
 ) -> list[nn.Module]:
@@ -106,7 +99,12 @@ def layers(
         hidden: Widths of the layers.
         dropout: Share of units dropped in training.
         batch_norm: Normalise each layer over the batch.
+
+    Raises:
+        ValueError: There is no layer.
     """
+    if not hidden:
+        raise ValueError("hidden must name at least one width, got none")
     made: list[nn.Module] = []
     for before, units in zip([width, *hidden], hidden, strict=False):
         made.append(nn.Linear(before, units))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
-
 import torch
-from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.heads.base import Head, check_layers, layers
+from common.config import Dropout, Positive, checked
+from lain.heads.base import Head, Widths, layers
 
 
+@checked
 class DCNv2Head(Head):
     """logit = w . [x_n; MLP(x_0)], with x_{l+1} = x_0 o (W_l x_l + b_l) + x_l and o elementwise.
 
@@ -34,15 +32,12 @@ class DCNv2Head(Head):
         self,
         *,
         width: int,
-        crosses: Annotated[int, Ge(1)] = 3,
-        hidden: Sequence[Annotated[int, Ge(1)]] = (128, 64),
-        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        crosses: Positive = 3,
+        hidden: Widths = (128, 64),
+        dropout: Dropout = 0.0,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers(hidden, dropout)
-        if crosses < 1:
-            raise ValueError(f"crosses must be at least 1, got {crosses}")
         self.width = width
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(crosses))
         self.deep = nn.Sequential(*layers(width, hidden, dropout=dropout, batch_norm=batch_norm))

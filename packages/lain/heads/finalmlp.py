@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.heads.base import Head, check_layers, layers
+from common.config import Dropout, Positive, checked
+from lain.heads.base import Head, Widths, layers
 
 
+@checked
 class FinalMLPHead(Head):
     """logit = b + w_1 . o_1 + w_2 . o_2 + sum_h o_1h W_h o_2h, with o_s = MLP_s(2 sigmoid(gate_s(c_s)) o x).
 
@@ -37,24 +38,22 @@ class FinalMLPHead(Head):
         self,
         *,
         width: int,
-        hidden: Sequence[Annotated[int, Ge(1)]] = (128, 64),
-        hidden_second: Sequence[Annotated[int, Ge(1)]] | None = None,
+        hidden: Widths = (128, 64),
+        hidden_second: Widths | None = None,
         gate_hidden: Annotated[int, Ge(0)] = 64,
-        heads: Annotated[int, Ge(1)] = 1,
-        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        heads: Positive = 1,
+        dropout: Dropout = 0.0,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         second = hidden if hidden_second is None else hidden_second
-        check_layers(hidden, dropout)
-        check_layers(second, dropout, "hidden_second")
+        if not hidden or not second:
+            raise ValueError("both streams must have a layer")
         first_out, second_out = hidden[-1], second[-1]
-        if heads < 1 or first_out % heads or second_out % heads:
+        if first_out % heads or second_out % heads:
             raise ValueError(
                 f"heads must divide both streams' outputs, {first_out} and {second_out}, got {heads}"
             )
-        if gate_hidden < 0:
-            raise ValueError(f"gate_hidden must not be negative, got {gate_hidden}")
         self.width, self.heads = width, heads
         self.gates = nn.ModuleList(_Gate(width, gate_hidden) for _ in range(2 * (gate_hidden > 0)))
         self.first = nn.Sequential(*layers(width, hidden, dropout=dropout, batch_norm=batch_norm))

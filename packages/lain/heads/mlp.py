@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
-
-from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lain.heads.base import Head, check_layers, layers
+from common.config import Dropout, checked
+from lain.heads.base import Head, Widths, layers
 
 
+@checked
 class MLPHead(Head):
     """logit = w . ReLU(W_n ... ReLU(W_1 x)); a condition acts on W_1 x.
 
@@ -29,12 +27,11 @@ class MLPHead(Head):
         self,
         *,
         width: int,
-        hidden: Sequence[Annotated[int, Ge(1)]] = (128, 64),
-        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        hidden: Widths = (128, 64),
+        dropout: Dropout = 0.0,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_layers(hidden, dropout)
         first, *rest = layers(width, hidden, dropout=dropout, batch_norm=batch_norm)
         self.units = hidden[0]
         self.first = first

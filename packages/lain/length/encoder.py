@@ -23,7 +23,7 @@ def scale_length(
 class SpectralLengthEncoder(nn.Module):
     """The length as a vector: e = MLP(LayerNorm(Linear([sin(l w), cos(l w)]))).
 
-    Source: LAIN, spectral length encoder. The paper writes l = L; ours is log(1 + L) by default,
+    Source: LAIN, spectral length encoder. The paper writes l = L; here it is log(1 + L) by default,
     and the frequencies w, learned, start geometrically spaced (the paper does not say).
 
     Args:

@@ -6,8 +6,11 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Ge
+
+from common.config import checked
 from common.errors import ConfigError, suggest
 from lain.length.temperature import TEMPERATURES
 
@@ -25,6 +28,7 @@ Preset = Literal[
 ]
 
 
+@checked
 @dataclass(frozen=True)
 class LengthOptions:
     """Every choice of the method, spelled out.
@@ -63,10 +67,10 @@ class LengthOptions:
     """
 
     scale: Literal["log", "raw"] = "log"
-    frequencies: int = 16
+    frequencies: Annotated[int, Ge(1)] = 16
     frequency_range: tuple[float, float] = (0.1, 10.0)
-    hidden: int = 32
-    prompts: int = 0
+    hidden: Annotated[int, Ge(1)] = 32
+    prompts: Annotated[int, Ge(0)] = 0
     prompt_start: Literal["zero", "random"] = "zero"
     prompt_query: Literal["plain", "modulated"] = "plain"
     query: Literal["none", "additive", "multiplicative"] = "none"
@@ -77,21 +81,15 @@ class LengthOptions:
     gamma: float = 1.0
     beta: float = 1.0
     positive: bool = True
-    center: float = 100.0
+    center: Annotated[float, Ge(0)] = 100.0
     learn_center: bool = False
     head: Literal["none", "loglength", "encoding", "film"] = "none"
     buckets: tuple[int, ...] = (50, 100, 200)
     branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that make no model."""
+        """Refuse what no single range refuses."""
         wrong = []
-        if self.frequencies < 1:
-            wrong.append(f"frequencies: must be at least 1, got {self.frequencies}")
-        if self.hidden < 1:
-            wrong.append(f"hidden: must be at least 1, got {self.hidden}")
-        if self.prompts < 0:
-            wrong.append(f"prompts: must not be negative, got {self.prompts}")
         low, high = self.frequency_range
         if not 0 < low <= high < math.inf:
             wrong.append(f"frequency_range: must rise from above 0, got {low} to {high}")
@@ -101,8 +99,6 @@ class LengthOptions:
         )
         if self.positive and min(self.gamma, self.beta) <= 0:
             wrong.append(f"gamma: gamma and beta must be positive, got {self.gamma} and {self.beta}")
-        if self.center < 0:
-            wrong.append(f"center: must not be negative, got {self.center}")
         if list(self.buckets) != sorted(set(self.buckets)) or min(self.buckets, default=1) < 1:
             wrong.append(f"buckets: must rise from at least 1, got {list(self.buckets)}")
         if self.temperature != "none" and self.temperature not in TEMPERATURES:
@@ -184,7 +180,7 @@ if TYPE_CHECKING:
         def __init__(self, preset: Preset = "base", **options: Any) -> None: ...
 
 else:
-    _hints = typing.get_type_hints(LengthOptions)
+    _hints = typing.get_type_hints(LengthOptions, include_extras=True)
     LengthConfig = make_dataclass(
         "LengthConfig",
         [

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from common.config import Component
+from common.config import Component, Positive, checked
 from common.errors import ConfigError, suggest
-from common.metrics.ctr import DEFAULT_BUCKETS, ctr_metrics
+from common.metrics.ctr import DEFAULT_BUCKETS, Bucket, ctr_metrics
 from common.training.config import RENAMED as FIT_RENAMED
 from common.training.config import FitConfig, TrackingConfig, mistakes
 from lain.backbones import BACKBONES, Backbone
 from lain.heads import HEADS, Head
 from lain.length import LengthConfig
-
-Buckets = list[tuple[int, int | None]]
 
 MOST_BEHAVIOURS = 2**31 - 1
 """The longest history that a data set can hold: lengths are 32-bit integers."""
@@ -44,8 +42,7 @@ RENAMED = {
 }
 """What a setting is called now, by the key that it had before."""
 
-Positive = Annotated[int, Ge(1)]
-Std = Annotated[float, Ge(0), Lt(math.inf)]
+NotNegative = Annotated[float, Ge(0), Lt(math.inf)]
 
 
 @dataclass(kw_only=True)
@@ -60,8 +57,8 @@ class EmbeddingConfig:
     """
 
     dim: Positive = 16
-    id_std: Std = 0.1
-    feature_std: Std = 0.3
+    id_std: NotNegative = 0.1
+    feature_std: NotNegative = 0.3
     sparse: bool | None = None
 
 
@@ -78,6 +75,7 @@ class HistoryConfig:
     columns: list[str] = field(default_factory=list)
 
 
+@checked
 @dataclass
 class OptimConfig:
     """How the weights are learned.
@@ -92,25 +90,15 @@ class OptimConfig:
         loader_workers: Loader processes; 0 loads in the training process.
     """
 
-    batch_size: int = 512
-    eval_batch_size: int = 2048
-    learning_rate: float = 1e-3
-    embedding_l2: float = 0.0
-    auxiliary_weight: float = 1.0
-    loader_workers: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot train, all at once."""
-        sizes = ("batch_size", "eval_batch_size")
-        wrong = [f"{n}: must be at least 1, got {getattr(self, n)}" for n in sizes if getattr(self, n) < 1]
-        if not 0 < self.learning_rate < math.inf:
-            wrong.append(f"learning_rate: must be finite and positive, got {self.learning_rate}")
-        for name in ("embedding_l2", "auxiliary_weight", "loader_workers"):
-            if not 0 <= getattr(self, name) < math.inf:
-                wrong.append(f"{name}: must be finite and not negative, got {getattr(self, name)}")
-        ConfigError.raise_if(wrong)
+    batch_size: Positive = 512
+    eval_batch_size: Positive = 2048
+    learning_rate: Annotated[float, Gt(0), Lt(math.inf)] = 1e-3
+    embedding_l2: NotNegative = 0.0
+    auxiliary_weight: NotNegative = 1.0
+    loader_workers: Annotated[int, Ge(0)] = 0
 
 
+@checked
 @dataclass
 class TrainConfig:
     """Everything that decides a run.
@@ -129,7 +117,7 @@ class TrainConfig:
         train: How its weights are learned.
         fit: How long, how precisely, on what.
         tracking: Loggers.
-        buckets: Buckets of true length [low, high) that metrics are reported for; null is open.
+        buckets: list[Bucket] of true length [low, high) that metrics are reported for; null is open.
         diagnose_rows: Test rows per bucket whose attention is measured at the end; 0 for none.
     """
 
@@ -147,8 +135,8 @@ class TrainConfig:
     train: OptimConfig = field(default_factory=OptimConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    buckets: Buckets = field(default_factory=lambda: list(DEFAULT_BUCKETS))
-    diagnose_rows: int = 500
+    buckets: list[Bucket] = field(default_factory=lambda: list(DEFAULT_BUCKETS))
+    diagnose_rows: Annotated[int, Ge(0)] = 500
 
     def __post_init__(self) -> None:
         """Refuse what would stop a run after it began, all at once."""
@@ -163,12 +151,10 @@ class TrainConfig:
             wrong.append(f"fit.monitor: no metric '{self.fit.monitor}'{suggest(self.fit.monitor, there)} "
                          f"(there are {choices}, and the same by bucket)")  # fmt: skip
         wrong += mistakes(self)
-        if self.diagnose_rows < 0:
-            wrong.append(f"diagnose_rows: must not be negative, got {self.diagnose_rows}")
         ConfigError.raise_if(wrong)
 
 
-def _logged(buckets: Buckets) -> list[str]:
+def _logged(buckets: list[Bucket]) -> list[str]:
     """The metrics that a run of these buckets logs."""
     row = np.zeros(2, dtype=np.int64)
     found = ctr_metrics(label=row, score=row + 0.5, user=row, length=row, buckets=buckets)

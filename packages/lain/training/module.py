@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.metrics.ctr import DEFAULT_BUCKETS
+from common.metrics.ctr import DEFAULT_BUCKETS, Bucket
 from lain.data.batch import Batch
 from lain.data.module import CTRData
 from lain.evaluation.predictions import Predictions
 from lain.model import CTRModel
-from lain.training.config import Buckets, OptimConfig
+from lain.training.config import OptimConfig
 from lain.training.optim import RowAdam, clip_gradients
 
 
@@ -32,7 +32,7 @@ class CTRModule(L.LightningModule):
         buckets: Buckets of true length for the validation metrics.
     """
 
-    def __init__(self, model: CTRModel, config: OptimConfig, buckets: Buckets | None = None) -> None:
+    def __init__(self, model: CTRModel, config: OptimConfig, buckets: list[Bucket] | None = None) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.buckets = list(DEFAULT_BUCKETS) if buckets is None else buckets

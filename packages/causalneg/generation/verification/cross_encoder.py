@@ -13,15 +13,18 @@ from causalneg.data.schema import Reason, Verdict
 from causalneg.generation.jobs import Failure, Job, done
 from causalneg.generation.verification.judge import Judge, Question
 from causalneg.llm.weights import local_identity
+from common.config import checked
 from common.errors import BackendError, ConfigError
 
 
+@checked
 class CrossEncoderJudge(Judge):
     """A cross-encoder as judge: it reads query and passage together and gives a score, without words.
 
     With a positive to compare with, a passage answers if it scores within ``margin`` of it; without one, if
-    the model thinks it more likely than not. Everything else is ``valid``. The rule is ours: a cross-encoder
-    cannot tell a wrong answer from a right one, so it is a second judge beside the one that reads.
+    the model thinks it more likely than not. Everything else is ``valid``. The rule is this project's: a
+    cross-encoder cannot tell a wrong answer from a right one, so it is a second judge beside the one that
+    reads.
 
     Args:
         model: Name or folder of a sequence classifier with one score, or two classes of which the second
@@ -32,7 +35,8 @@ class CrossEncoderJudge(Judge):
         device: Where it runs; by default a GPU if there is one.
 
     Raises:
-        ConfigError: A value is out of range, or no model is named.
+        ConfigError: No model is named.
+        ValueError: A value is out of range.
         BackendError: There is no such model.
     """
 
@@ -49,8 +53,6 @@ class CrossEncoderJudge(Judge):
     ) -> None:
         if not model:
             raise ConfigError("judge.model: name a cross-encoder, or give the folder of one")
-        if batch < 1 or longest < 8:
-            raise ConfigError(f"batch: must be at least 1, and longest at least 8, got {batch} and {longest}")
         self._model_name, self._margin, self._batch, self._longest = model, margin, batch, longest
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._scores: dict[tuple[str, str], float] = {}

@@ -3,6 +3,8 @@
 A negative must not be a positive in other clothes, must violate the requirement that it names, must not
 answer, neither rightly nor wrongly nor in part (a wrong answer still tries to answer), and must look like the
 corpus. On the embedded world truth decides; on real text rules of thumb do, and say so in the verdict.
+
+Over 400 lines: the checks read one another's findings, in one order.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from jaxtyping import Real
 from causalneg.data import Dataset
 from causalneg.data.schema import Document, Example, Negative, Passage, Query, Reason, StrategyKind, Verdict
 from causalneg.generation.writers.base import Pair
-from causalneg.generation.writers.english import quoted, says_verb
+from causalneg.generation.writers.english import quoted
 from causalneg.text.corpus import EDITS, Corpus, answering_limit, cut
+from causalneg.text.edits import says_verb
 from causalneg.text.style import strip_style
 from causalneg.text.words import MONTHS, STOP_WORDS, has_phrase, overlap, shingles, stem, words
 from causalneg.world import World
@@ -292,8 +295,8 @@ class _Checker:
         assert self.world is not None
         need = self.world.need(query.id)
         facts, names = self.world.parse(text.body), _names_in(text.body)
-        said = self.world.judge.verdict(need, facts, names)
-        return said, [r.text for r in self.world.judge.violated(need, facts, names)]
+        said = self.world.oracle.verdict(need, facts, names)
+        return said, [r.text for r in self.world.oracle.violated(need, facts, names)]
 
     def _judge(
         self,

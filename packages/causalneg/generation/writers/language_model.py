@@ -39,6 +39,7 @@ from causalneg.llm.chat import (
     Outcome,
     estimate_tokens,
 )
+from common.config import checked
 from common.errors import ConfigError
 
 _SHRINK = (1.0, 0.5, 0.2)
@@ -46,6 +47,7 @@ _TEMPLATE_TOKENS = 64
 _LEAST_TOKENS = 24
 
 
+@checked
 class LLMWriter(Writer):
     """Writes with a language model; see :class:`causalneg.generation.writers.base.Writer`.
 
@@ -58,7 +60,8 @@ class LLMWriter(Writer):
         top_p: Share of the probability that is sampled from.
 
     Raises:
-        ConfigError: A value is out of range, there is no such profile, or the model's context is too small.
+        ConfigError: There is no such profile, or the model's context is too small.
+        ValueError: A value is out of range.
         DataError: The profile cannot be read.
     """
 
@@ -72,12 +75,6 @@ class LLMWriter(Writer):
         temperature: Annotated[float, Ge(0)] = 0.7,
         top_p: Annotated[float, Gt(0), Le(1)] = 0.95,
     ) -> None:
-        found = []
-        if temperature < 0:
-            found.append(f"temperature: must not be negative, got {temperature}")
-        if not 0 < top_p <= 1:
-            found.append(f"top_p: must be above 0 and at most 1, got {top_p}")
-        ConfigError.raise_if(found)
         self.backend, self.seed = backend, seed
         self.name, self.model = ("llm", "") if backend is None else (backend.name, backend.model)
         self.temperature, self.top_p = temperature, top_p

@@ -1,6 +1,6 @@
 """The writer that does not ask what a query needs: on-topic text without a point, in a manner of its own.
 
-It plays the language model that is told "write a hard negative" and no more. What it writes is put together
+It plays the language model that is asked "write a hard negative" and no more. What it writes is put together
 from sentences of the corpus, so little but the dialled manner tells it from the corpus.
 """
 
@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 from causalneg.data.schema import Document, Negative, Passage
 from causalneg.generation.jobs import Failure, Job, done
 from causalneg.generation.writers.base import MAX_NEGATIVES, Pair, Writer, Written, draws
-from causalneg.generation.writers.rules import check_artifact, spoken
+from causalneg.generation.writers.rules import check_artifact, rewritten
 from causalneg.text.corpus import Corpus
 from causalneg.text.style import stylise
 from causalneg.text.words import content_words, split_sentences, words
@@ -68,10 +68,10 @@ class NaiveWriter(Writer):
 
     def rewrite(self, document: Document) -> Job[Passage | Failure]:
         """Say the same in the writer's own voice; see the base class."""
-        text = self._spoken(document.text, draws(self.seed, "rewrite", document.id or document.text))
-        return done(spoken(document, text, self.name))
+        text = self._rewritten(document.text, draws(self.seed, "rewrite", document.id or document.text))
+        return done(rewritten(document, text, self.name))
 
-    def _spoken(self, text: str, rng: random.Random) -> str:
+    def _rewritten(self, text: str, rng: random.Random) -> str:
         return stylise(text, self.artifact, rng) if self.artifact > 0 else text
 
     def _write(self, pair: Pair) -> list[Negative] | Failure:
@@ -91,7 +91,7 @@ class NaiveWriter(Writer):
                 text,
                 Negative(
                     title=title,
-                    text=self._spoken(text, rng),
+                    text=self._rewritten(text, rng),
                     source="generated",
                     backend=self.name,
                     seed=self.seed,

@@ -10,7 +10,9 @@ as relevant there, and how its passages read. A new corpus needs a new profile a
 The two calls for a pair are one conversation. The system message, equal for all pairs of a corpus, holds both
 tasks; the second call continues the first. A server with prefix caching therefore reads the system message
 once, and query, passage and analysis of a pair once instead of twice.
-Source: CausalNeg (arXiv 2606.01304), the two-call generation. All wording is ours.
+Source: CausalNeg (arXiv 2606.01304), the two-call generation. The wording is this project's.
+
+Over 400 lines: prompts, their schemas and what reads the answers must agree.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from pydantic import BaseModel, model_validator
 
 from causalneg.data.schema import Analysis, Disruption, Document, Query, Requirement, StrategyKind
 from causalneg.generation.writers.base import MAX_NEGATIVES
 from causalneg.llm.chat import Message
 from causalneg.llm.schema import bounded_schema
+from common.config import Positive, checked
 from common.errors import ConfigError, DataError, suggest
 
 
@@ -75,6 +79,7 @@ class Rewritten(BaseModel):
     text: str
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How much a model is shown and asked for.
@@ -95,24 +100,20 @@ class Limits:
         ConfigError: One is not positive, or a range is empty.
     """
 
-    least_requirements: int = 4
-    most_requirements: int = 8
-    least_disruptions: int = 2
-    most_disruptions: int = 3
-    candidates: int = 5
-    sentence_characters: int = 400
-    passage_characters: int = 4000
-    analysis_tokens: int = 2048
-    negatives_tokens: int = 2048
-    rewrite_tokens: int = 1024
+    least_requirements: Positive = 4
+    most_requirements: Positive = 8
+    least_disruptions: Positive = 2
+    most_disruptions: Positive = 3
+    candidates: Annotated[int, Ge(0)] = 5
+    sentence_characters: Positive = 400
+    passage_characters: Positive = 4000
+    analysis_tokens: Positive = 2048
+    negatives_tokens: Positive = 2048
+    rewrite_tokens: Positive = 1024
 
     def __post_init__(self) -> None:
-        """Check all at once."""
+        """Refuse empty ranges."""
         found = []
-        for name, value in vars(self).items():
-            least = 0 if name == "candidates" else 1
-            if value < least:
-                found.append(f"{name}: must be at least {least}, got {value}")
         for what in ("requirements", "disruptions"):
             low, high = getattr(self, f"least_{what}"), getattr(self, f"most_{what}")
             if low > high:

@@ -170,7 +170,7 @@ class RulesWriter(Writer):
             text = self._rules.rewrite(document, rng)
         if isinstance(text, Failure):
             return done(text)
-        return done(spoken(document, in_voice(text, document.text, self.artifact, rng), self.name))
+        return done(rewritten(document, in_voice(text, document.text, self.artifact, rng), self.name))
 
     def _negatives(self, pair: Pair, analysis: Analysis) -> list[Negative] | Failure:
         rng = draws(self.seed, "write", pair.query.id, pair.positive.id)
@@ -225,7 +225,7 @@ def in_voice(text: str, base: str, artifact: float, rng: random.Random) -> str:
     return styled
 
 
-def spoken(document: Document, text: str, voice: str) -> Passage:
+def rewritten(document: Document, text: str, voice: str) -> Passage:
     """A document in other words.
 
     Args:

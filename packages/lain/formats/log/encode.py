@@ -172,7 +172,7 @@ def encode_rows(
         source: The log: a file, a folder or a pattern, with the columns of the first log.
         out: The prepared data set to write.
         history: A log of earlier events that histories are made of.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
         part_rows: Rows and behaviours that are in memory at once.
 
     Raises:

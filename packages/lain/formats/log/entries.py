@@ -191,11 +191,11 @@ def _from_tables(
                     fitted.tables[encoder.name] = _empty(encoder, ids.size, found)
                 fitted.tables[encoder.name][code[known]] = found
         if frozen is None:
-            _say_lacking(plan, table, ids, there)
+            _report_lacking(plan, table, ids, there)
         if frozen is not None:
-            told = np.flatnonzero(there)
+            present = np.flatnonzero(there)
             for encoder in encoders:
-                frozen.fill(encoder, ids, fitted.tables[encoder.name], told)
+                frozen.fill(encoder, ids, fitted.tables[encoder.name], present)
 
 
 def _table_pieces(
@@ -209,7 +209,7 @@ def _table_pieces(
                 yield file, first, frame, marks
 
 
-def _say_lacking(plan: Plan, table: Table, ids: Vocabulary, there: Shaped[np.ndarray, " entries"]) -> None:
+def _report_lacking(plan: Plan, table: Table, ids: Vocabulary, there: Shaped[np.ndarray, " entries"]) -> None:
     real = ~ids.values.str.starts_with(UNNAMED).to_numpy()
     lacking = int((~there[ids.first :][real]).sum())
     if lacking:

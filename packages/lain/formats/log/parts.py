@@ -79,12 +79,12 @@ class PartHistories:
         given: pl.DataFrame | None,
         users: tuple[int, int],
     ) -> pl.DataFrame | None:
-        """Append the histories of some users, and return their rows with the ends of theirs.
+        """Append the histories of some users, and return their rows with the ends of their histories.
 
         Args:
             sequences: Where the histories go.
             rows: The log's rows of these users.
-            past: More behaviours of theirs.
+            past: More behaviours of these users.
             given: Their given histories.
             users: Index of the first of them, and of the first behind.
         """

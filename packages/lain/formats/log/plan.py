@@ -42,7 +42,7 @@ class Plan:
 
     Args:
         schema: What the columns mean.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
         rows: Files of the log, each with the split it is (0, 1, 2) or :data:`ALL`.
         past: Files with more behaviours.
         given: Files with one history per user, each with its split.
@@ -154,7 +154,7 @@ def open_plan(
     Args:
         schema: What the columns mean.
         source: A file, a folder or a pattern.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
         unlabelled: Whether rows may lack a label.
         past: A log of earlier events, for histories.
 

@@ -5,6 +5,8 @@ The smallest one::
     columns: {user: user_id, item: item_id, time: timestamp, label: click}
 
 ``lain prepare log SOURCE --propose`` writes one with comments from the files themselves.
+
+Over 400 lines: every option of a schema with its meaning and its checks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 1. Every file is read once, checked, and spooled as typed columns (:mod:`scan`).
 2. Splits, ids, vocabularies and scales are learned from the spool (:mod:`fit`).
-3. Rows and behaviours are dealt to parts by user; in each part histories are ordered and rows find theirs.
+3. Rows and behaviours are dealt to parts by user; in each part histories are ordered and
+   rows find their ends.
 4. Rows are dealt once more, by time, and written in the order of time.
 
 What stays in memory: a part, and some bytes for every different user and item.
@@ -65,7 +66,7 @@ def prepare_log(
         source: A file, a folder or a pattern.
         out: The prepared data set to write.
         schema: What the columns mean.
-        progress: Told how far reading is.
+        progress: Says how far reading is.
         notes: What else is kept beside the schema in the prepared set.
         part_rows: Rows and behaviours that are in memory at once.
 
