@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from causalneg.cli import main
-from causalneg.data import FORMATS, export_examples, read_dataset
+from causalneg.data import FORMATS, Dataset, export_examples, read_dataset
 from causalneg.data.exchange import read_training_set
 from causalneg.data.exchange.detect import detect_format
-from causalneg.data.schema import Example, Negative, Passage
+from causalneg.data.schema import Document, Example, Negative, Passage, Query
+from causalneg.encoders import build_encoder
+from causalneg.training.data import TrainingSet, no_negatives
 from common.errors import ConfigError, DataError
 from tiny_retrieval import DOCUMENTS, QUERIES, TRAIN, causalneg
 
@@ -71,6 +74,36 @@ def test_rows_of_one_query_are_one_example_wherever_they_stand(tmp_path: Path) -
         read_training_set(path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert detect_format(tmp_path / "broken.parquet") is None
+
+
+def test_a_document_that_is_the_query_itself_is_no_candidate() -> None:
+    documents = [
+        Document(id=id, text=text) for id, text in (("a", "one fox"), ("b", "two owls"), ("c", "One  fox"))
+    ]
+    queries = {"a": Query(id="a", text="one fox"), "q": Query(id="q", text="two owls")}
+    data = Dataset(Path("x"), documents, queries, {"train": {"a": {"b": 1}, "q": {"b": 1}}})
+    assert no_negatives(data, "train") == {"a": ["b", "a", "c"], "q": ["b"]}  # b is judged an answer
+    examples = [
+        Example(query=queries["a"], positives=[Passage(document_id="b")]),
+        Example(query=queries["q"], positives=[Passage(document_id="a")]),
+    ]
+    encoder = build_encoder("static", {"dim": 4}, texts=[d.content for d in documents])
+    made = TrainingSet(examples, encoder, data, known=no_negatives(data, "train"))
+    batch = made[np.array([0, 1])]
+    masked = {(int(row), int(text)) for row, text in zip(batch.known_row, batch.known_id, strict=True)}
+    assert (0, int(batch.positive_id[1])) in masked  # the other query's positive is query a itself
+
+
+def test_a_prompt_of_the_set_stands_in_front_of_its_queries(tmp_path: Path) -> None:
+    encoder = build_encoder("static", {"dim": 4}, texts=[d.content for d in DOCUMENTS])
+    rows = [{"query": "the fox", "pos": ["red"], "neg": ["blue"], "prompt": "owl "}]
+    rows += [{"query": "the owl", "pos": ["blue"], "neg": ["red"]}]
+    path = tmp_path / "prompted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = TrainingSet(read_training_set(path), encoder, None)
+    expected = encoder.tokenize(["owl the fox", "the owl"], query=True)
+    assert np.array_equal(made.queries.values, expected.values)
+    assert np.array_equal(made.queries.offsets, expected.offsets)
 
 
 def test_a_set_of_another_tool_trains_as_its_own_form_does(tmp_path: Path) -> None:

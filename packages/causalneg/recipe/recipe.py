@@ -337,7 +337,7 @@ def _export(
 
     def exported() -> dict[str, Any]:
         encoder = find_encoder(run)
-        encoder.export_sentence_transformers(out)
+        encoder.export_sentence_transformers(out, replace=True)
         sets = [recipe.out / "mined.jsonl", *([written] if written is not None else [])]
         atomic_write(out / "README.md", model_card(recipe.source, sets, encoder, ladder))
         return {}

@@ -19,7 +19,7 @@ from causalneg.data import Dataset as Retrieval
 from causalneg.data import passage_key, resolve_passage
 from causalneg.data.dataset import PassageKey as Key
 from causalneg.data.dataset import text_key
-from causalneg.data.schema import Example, Negative, Passage
+from causalneg.data.schema import Example, Negative, Passage, Query
 from causalneg.encoders import Encoder
 from common.errors import DataError
 from common.ragged import Ragged
@@ -139,7 +139,8 @@ class TrainingSet(Dataset[Batch]):
     """Examples with their texts as token ids, each text once; item = the batch of the given rows.
 
     One positive is drawn per query and epoch. A passage that has a rewritten version (both voices) is
-    replaced by it with probability ``voice_share``, drawn anew each epoch.
+    replaced by it with probability ``voice_share``, drawn anew each epoch. A query whose metadata has a
+    ``prompt`` (sets of FlagEmbedding and ms-swift) is read behind it.
 
     Args:
         examples: The training examples.
@@ -203,7 +204,7 @@ class TrainingSet(Dataset[Batch]):
             _known_numbers(self.examples, positives, self.number, number, rewritten, known or {}, dataset)
         )
         self.documents = _tokens(passages, self.texts, encoder, dataset, corpus)
-        self.queries = encoder.tokenize([e.query.text for e in self.examples], query=True)
+        self.queries = encoder.tokenize([_asked(e.query) for e in self.examples], query=True)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -241,6 +242,25 @@ class TrainingSet(Dataset[Batch]):
             positive_teacher=torch.from_numpy(self.positive_teacher[drawn]),
             negative_teacher=torch.from_numpy(self.negative_teacher[places]),
         )
+
+
+def no_negatives(dataset: Retrieval, split: str) -> dict[str, list[str]]:
+    """Documents by query that are never among its candidates: those that answer, and the query itself.
+
+    Args:
+        dataset: The data set.
+        split: Its judgements; queries without a positive are left out.
+    """
+    queries = dataset.split_queries(split)
+    themselves = zip(queries, dataset.identical(split, queries), strict=True)
+    known = dataset.positives(split)
+    return {q.id: [*known[q.id], *(dataset.documents[row].id for row in rows)] for q, rows in themselves}
+
+
+def _asked(query: Query) -> str:
+    """A query as its set has it: behind the set's own prompt, where FlagEmbedding or ms-swift left one."""
+    prompt = query.metadata.get("prompt")
+    return f"{prompt}{query.text}" if isinstance(prompt, str) else query.text
 
 
 def _scores(passages: Iterable[Passage]) -> Float[np.ndarray, " passages"]:

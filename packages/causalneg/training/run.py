@@ -270,7 +270,7 @@ class RetrievalTask(Task):
     def build(self, run_dir: Path) -> Training:
         """Read the data, make the encoder, and measure it untrained."""
         from causalneg.training.build import make_module
-        from causalneg.training.data import RetrievalData, TrainingSet, ValidatedData
+        from causalneg.training.data import RetrievalData, TrainingSet, ValidatedData, no_negatives
 
         config = self.config
         material = open_material(config, skip_bad=self._skip_bad, report=self._report, library=self._library)
@@ -279,7 +279,7 @@ class RetrievalTask(Task):
             material.examples,
             encoder,
             dataset,
-            known=dataset.positives(config.train_split),
+            known=no_negatives(dataset, config.train_split),
             voices=material.voices,
             voice_share=config.voice_share,
             corpus=_known_tokens(config, dataset, encoder),
