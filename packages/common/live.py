@@ -125,14 +125,15 @@ class Progress:
         if self.shown and self._live is None:
             self._write(f"{self.title}: {name}" + (f", {total:,.0f} {unit}" if total is not None else ""))
 
-    def at(self, done: int | float) -> None:
+    def at(self, done: int | float, *, line: bool = True) -> None:
         """Note how far the stage is.
 
         Args:
             done: How much of the total is done.
+            line: Whether that is worth a line, where one is due.
         """
         self._done = done
-        if self.shown and self._live is None and time.monotonic() - self._lined >= LINE_SECONDS:
+        if line and self.shown and self._live is None and time.monotonic() - self._lined >= LINE_SECONDS:
             self._lined = time.monotonic()
             self._write(self.line())
 

@@ -76,8 +76,10 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 def rows(run: Path) -> list[dict[str, str]]:
     if not (run / "metrics.csv").exists():
         return []
+    """The logged rows, without what the machine was like."""
     with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+        found = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("system/")} for row in found]
 
 
 def content(run: Path) -> dict[str, tuple[int, bytes]]:

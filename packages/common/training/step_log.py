@@ -107,7 +107,7 @@ class Panel(Callback):
     def __init__(
         self, shown: Shown, *, meter: Meter, plateau: Plateau, max_steps: int | None, monitor: str
     ) -> None:
-        self._progress, self._samples = shown.progress, shown.samples
+        self._shown, self._progress, self._samples = shown, shown.progress, shown.samples
         self._meter, self._plateau = meter, plateau
         self._max_steps, self._monitor = max_steps, monitor
 
@@ -125,7 +125,7 @@ class Panel(Callback):
         """Count."""
         self._progress.show({f"{self._samples}/s": f"{self._meter.samples_per_second:,.0f}"})
         self._best()
-        self._progress.at(trainer.global_step)
+        self._progress.at(trainer.global_step, line=self._shown.seen)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Show the best."""

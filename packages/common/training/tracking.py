@@ -30,6 +30,8 @@ class Shown(NamedLogger):
     def __init__(self, progress: Progress, *, samples: str = "samples") -> None:
         super().__init__()
         self.progress, self.samples = progress, samples
+        self.seen = False
+        """Whether there was a loss to show: a run that goes on inside an epoch logs its first one later."""
 
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Show what there is of loss and validation; the rest stays in the file.
@@ -48,6 +50,7 @@ class Shown(NamedLogger):
         if shown and "epoch" in metrics:
             shown["epoch"] = str(int(metrics["epoch"]) + 1)
         self.progress.show(shown)
+        self.seen = self.seen or "train/loss" in shown
 
 
 def loggers(
