@@ -260,9 +260,11 @@ def service(data: Path, vectors: Path) -> Iterator[str]:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
-    line = process.stderr.readline()
-    assert line.startswith("listening on "), line + process.stderr.read()
-    yield line.split()[-1]
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith("listening on ")):
+        lines.append(process.stderr.readline())
+        assert lines[-1], "".join(lines)  # it ended
+    yield lines[-1].split()[-1]
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert out == ""
