@@ -255,7 +255,9 @@ def test_structured_outputs_are_asked_for_and_done_without_where_a_server_has_no
         FaultServer(lambda n, d: "prose", refuses=refuses) as server,
         client(server.url, report=said.append) as backend,
     ):
-        outcomes = complete(backend, requests(20))
+        outcomes = complete(
+            backend, requests(12)
+        )  # with three refusals each, no more than the server remembers
     assert all(isinstance(o, ChatResult) and o.repaired for o in outcomes)
     assert "response_format" not in server.bodies[-1]
     assert "seed" not in server.bodies[-1]

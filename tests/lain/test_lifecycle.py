@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from common.training.checkpoint import load_checkpoint
 from lain.cli import main
+from lain.data.store import sealed
 from small_store import seal
 
 SMALL = [
@@ -74,9 +75,9 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
+    """The logged rows, without what the machine was like."""
     if not (run / "metrics.csv").exists():
         return []
-    """The logged rows, without what the machine was like."""
     with (run / "metrics.csv").open() as file:
         found = list(csv.DictReader(file))
     return [{name: value for name, value in row.items() if not name.startswith("system/")} for row in found]
@@ -146,14 +147,16 @@ def test_a_finished_run_is_shown_without_the_seconds_that_libraries_take(config:
 
 
 def test_a_finished_run_whose_data_changed_is_not_shown(config: Path, run: Path, world: Path) -> None:
-    about = world / "dataset.json"
-    before = about.read_text()
-    about.write_text(json.dumps({**json.loads(before), "fingerprint": "0" * 16}))
+    about, labels = world / "dataset.json", world / "train" / "label.npy"
+    before = {path: path.read_bytes() for path in (about, labels)}
+    np.save(labels, 1 - np.load(labels))
+    about.write_text(json.dumps(sealed(world, json.loads(before[about]))))
     try:
         process = start("train", config, *SMALL, *QUIET, "name=whole")
         stdout, stderr = process.communicate()
     finally:
-        about.write_text(before)
+        for path, content in before.items():
+            path.write_bytes(content)
     assert (process.returncode, stdout) == (2, "")
     assert "its data were others" in stderr
 
