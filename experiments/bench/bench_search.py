@@ -64,11 +64,13 @@ def service(vectors: Path, index: str) -> Iterator[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        if not line.startswith("listening on "):
-            raise RuntimeError(f"the service does not start: {line}{process.stderr.read()}")
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith("listening on ")):
+            lines.append(process.stderr.readline())
+            if not lines[-1]:
+                raise RuntimeError(f"the service does not start: {''.join(lines)}")
         try:
-            yield line.split()[-1]
+            yield lines[-1].split()[-1]
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
