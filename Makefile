@@ -69,7 +69,7 @@ test: $(STAMP) ## The default tests, minutes
 
 # Exit code 5: there was no such test.
 test-slow: $(STAMP) ## The slow tests
-	$(BIN)/pytest -m slow || [ $$? -eq 5 ]
+	$(BIN)/pytest -m slow -n 2 || [ $$? -eq 5 ]
 
 # uv alone resolves to the lowest versions of what pyproject.toml names; what these need is as new as they allow.
 $(LOWEST_STAMP): pyproject.toml

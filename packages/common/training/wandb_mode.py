@@ -52,3 +52,8 @@ def _logged_in() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def suggest_nothing() -> None:
+    """Have W&B leave out its suggestion of Weave, which it prints where ``openai`` is imported, silent or not."""
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BackendError
 from common.redact import redact, redacted_command_line
 from common.training.task import Artifact
-from common.training.wandb_mode import Mode
+from common.training.wandb_mode import Mode, suggest_nothing
 
 if TYPE_CHECKING:
     from wandb import Settings
@@ -26,6 +26,7 @@ def quiet_settings(mode: Mode) -> Settings:
     """
     import wandb
 
+    suggest_nothing()
     return wandb.Settings(silent=True, console="off", reinit="create_new", mode=mode)
 
 
