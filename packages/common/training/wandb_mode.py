@@ -55,5 +55,5 @@ def _logged_in() -> bool:
 
 
 def suggest_nothing() -> None:
-    """Have W&B leave out its suggestion of Weave, which it prints where ``openai`` is imported, silent or not."""
+    """Have W&B leave out its suggestion of Weave, which it prints beside ``openai``, silent or not."""
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
